@@ -26,10 +26,11 @@ from torch import nn
 
 from attacks import hostile, trees
 from secateur.container import tensors
-from secateur.container.archive import load, load_int8, save
+from secateur.container.archive import save
 from secateur.container.arrays import entry_of
 from secateur.container.format import ZERO, Entry
 from secateur.container.inspection import inspect
+from secateur.container.loading import load, load_int8
 from secateur.container.pack import pack, unpack
 from secateur.container.writer import Writer
 from secateur.core.masks import Masks

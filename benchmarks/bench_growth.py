@@ -7,7 +7,8 @@ linear, 2.0 quadratic. Prints the times, the exponent, and the goal of 1.1.
 `--widths 1024` doubles the width of a chain of eight layers instead, and fits the exponent against the number of
 parameters, which is four times as large at every step. `compensate` solves every layer with the square of its width in
 unknowns, so its exponent is 1.5 by nature, and its goal 1.6. `scan` evaluates a model of n layers n times, from the
-layer under test on: that is quadratic in the number of layers by nature, and its goal there is 2.1.
+layer under test on: that is quadratic in the number of layers by nature, and its goal there is 2.1. `eight_scanned`
+scans eight layers of any chain, which is linear.
 """
 
 from __future__ import annotations
@@ -124,6 +125,15 @@ def scan(case: Case) -> object:
     return sc.scan(case.model, batches, "channel", [0.5], options=sc.ScanOptions(workers=1))
 
 
+def eight_scanned(case: Case) -> object:
+    """Eight layers, evenly along the chain: what one evaluation costs, without how many there are."""
+    batches = [(case.example, torch.zeros(len(case.example), dtype=torch.long))]
+    layers = len(case.model) // 2
+    only = [f"{2 * (at * (layers - 1) // 8)}.weight" for at in range(8)]
+    options = sc.ScanOptions(workers=1, only=only)
+    return sc.scan(case.model, batches, "filter", [0.5], options=options)
+
+
 VERBS = (
     prune,
     prune_overall,
@@ -138,6 +148,7 @@ VERBS = (
     compensate,
     measure,
     scan,
+    eight_scanned,
 )
 
 

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 
 from secateur import data, models
-from secateur.container.archive import entries_of, load
 from secateur.container.compact_writer import CompactWriter
 from secateur.container.frame import Archive
+from secateur.container.loading import entries_of, load
 from secateur.container.reading import lanes_of, words_of
 from secateur.errors import SecateurError
 from secateur.lab.training import evaluate

@@ -22,7 +22,7 @@ from _results import Figure, record
 from torch import nn
 
 from secateur import data
-from secateur.container.archive import load
+from secateur.container.loading import load
 from secateur.lab.training import evaluate
 
 NOISES = (0.0002, 0.0005, 0.001, 0.002, 0.005)

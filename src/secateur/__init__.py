@@ -52,11 +52,11 @@ if TYPE_CHECKING:
     from secateur.compensation.solver import LeastSquares as LeastSquares
     from secateur.compensation.tuning import Tuning as Tuning
     from secateur.container.archive import SavedFile as SavedFile
-    from secateur.container.archive import load as load
-    from secateur.container.archive import load_int8 as load_int8
     from secateur.container.archive import save as save
     from secateur.container.inspection import FileReport as FileReport
     from secateur.container.inspection import inspect as inspect
+    from secateur.container.loading import load as load
+    from secateur.container.loading import load_int8 as load_int8
     from secateur.container.pack import Packed as Packed
     from secateur.container.pack import pack as pack
     from secateur.container.pack import unpack as unpack
@@ -165,8 +165,8 @@ _NAMES = {
     "ShareOptions": "secateur.quantize.share",
     "Shared": "secateur.quantize.result",
     "save": "secateur.container.archive",
-    "load": "secateur.container.archive",
-    "load_int8": "secateur.container.archive",
+    "load": "secateur.container.loading",
+    "load_int8": "secateur.container.loading",
     "SavedFile": "secateur.container.archive",
     "SaveOptions": "secateur.container.save_options",
     "pack": "secateur.container.pack",

@@ -230,6 +230,30 @@ def test_a_lucky_reading_is_not_believed(monkeypatch):
     assert (0.9 + 1.2) / 2 * count / dense <= 0.5
 
 
+def test_shares_by_the_clock_and_by_the_processor_are_not_mixed(monkeypatch):
+    from secateur.core.context import Context
+    from secateur.core.measurement import Measurement
+    from secateur.pruning import cost as meter
+
+    torch.manual_seed(0)
+    model = Mixed().eval()
+    units = sc.granularity.registry.make("channel").units(model, sc.select(model), Context(example=X))
+    chosen = {each.name: torch.arange(each.count) % 2 == 0 for each in units}
+    turns = iter([("processor time", 0.2), ("time", 0.8), ("processor time", 0.3), ("time", 0.6)])
+
+    def compare(a, b, example, **options):
+        what, share = next(turns)
+        rows = [Measurement("latency", 10.0), Measurement("latency", 7.0)]
+        return sc.Measurements([*rows, Measurement("speedup", 1 / share, "x", f"{what} of a / {what} of b")])
+
+    monkeypatch.setattr(meter, "compare", compare)
+    monkeypatch.setattr(meter, "_TIMES", {})
+    costs = meter.CostModel(model, units, Context(example=X))
+    found = [costs.time(chosen, 3, None, again=True) for _ in range(4)]
+    assert [share for _, share in found] == pytest.approx([0.2, 0.8, 0.8, 0.7])
+    assert {ms for ms, _ in found} == {7.0}
+
+
 def test_a_schedule_reaches_what_remains_in_rounds(model):
     whole = sc.prune(model, budget=sc.budget.Params(0.4), options=sc.PruneOptions(schedule=sc.Iterative(3)))
     assert whole.digest() == sc.prune(model, budget=sc.budget.Params(0.4)).digest()

@@ -51,7 +51,7 @@ def test_pack_shares_by_what_the_model_answers(secateur, trained, tmp_path):
 def test_shrink_makes_up_for_channels(secateur, trained, tmp_path):
     model, path = trained
     plain, better = tmp_path / "plain.sct", tmp_path / "better.sct"
-    words = ["shrink", "lenet-300-100", str(path), "--budget", "0.6", "--trials", "1"]
+    words = ["shrink", "lenet-300-100", str(path), "--budget", "0.6", "--repetitions", "1"]
     assert secateur(*words, "--out", str(plain))[0] == 0
     more = ["--calibrate", "digits", "--calibrate-images", "400", "--calibrate-passes", "1"]
     assert secateur(*words, "--out", str(better), *more)[0] == 0

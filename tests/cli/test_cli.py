@@ -251,7 +251,7 @@ def test_list_tells_all_words_and_schema_is_json(secateur):
 
 
 def test_shrink_keeps_to_floors_and_takes_several_granularities(secateur):
-    plain = ["shrink", "resnet20", "--input", "1,3,16,16", "--trials", "1", "--json"]
+    plain = ["shrink", "resnet20", "--input", "1,3,16,16", "--repetitions", "1", "--json"]
     shrink = [*plain, "--budget", "0.75"]
     macs = {}
     for floor in ("1", "12"):
@@ -305,7 +305,7 @@ def test_measure_explain_and_shrink_a_model(secateur):
     assert code == 0
     assert "layer3" in out
     assert Path("groups.svg").read_text().startswith("<svg")
-    code, out, _ = secateur("shrink", "resnet20", "--input", "1,3,16,16", "--trials", "3", "--json")
+    code, out, _ = secateur("shrink", "resnet20", "--input", "1,3,16,16", "--repetitions", "3", "--json")
     assert code == 0
     found = json.loads(out)
     assert found["proof"]["holds"]
@@ -472,7 +472,7 @@ def test_a_command_that_is_ended_by_a_signal_leaves_with_its_code_and_can_be_con
 
 
 def test_shrink_proves_the_modes_that_are_named(secateur):
-    shrink = ["shrink", "resnet20", "--input", "1,3,16,16", "--trials", "1"]
+    shrink = ["shrink", "resnet20", "--input", "1,3,16,16", "--repetitions", "1"]
     code, out, err = secateur(*shrink, "--proof", "no_grad", "--proof", "export")
     assert code == 0, err
     assert "[no_grad, export]" in out

@@ -23,17 +23,20 @@ def test_measure_tells_what_a_shrunk_model_gained_and_why(secateur, monkeypatch)
     )
     monkeypatch.setattr(module, "compare", lambda *a, **k: slow)
     monkeypatch.setattr("secateur.metrics.why", lambda *a, **k: Told())
-    code, out, _ = secateur("shrink", "lenet-300-100", "--out", "small.sct", "--trials", "1")
+    code, out, _ = secateur("shrink", "lenet-300-100", "--out", "small.sct", "--repetitions", "1")
     assert code == 0
     assert "because of widths" in out
-    words = ["measure", "lenet-300-100", "small.sct", "--what", "latency", "--trials", "1"]
+    words = ["measure", "lenet-300-100", "small.sct", "--what", "latency", "--repetitions", "1"]
     code, out, _ = secateur(*words)
     assert code == 0
     assert "against the dense model: " in out
     assert "x fewer multiply-accumulates, 1.1 x as fast\nlayer by layer" in out
     assert "against" not in secateur(*words, "--no-why")[1]
     assert "against" not in secateur(*words[:2], *words[3:])[1]  # the dense model itself
-    found = json.loads(secateur(*words, "--json")[1])
+    code, out, error = secateur(*words[:-2], "--json", "--trials", "1")  # its name before
+    assert "--trials is called --repetitions now" in error
+    assert "1 repetitions" in out
+    found = json.loads(out)
     assert found["against_dense"]["faster"] == 1.1
     assert found["against_dense"]["fewer"] > 1.1
     fast = Measurements(

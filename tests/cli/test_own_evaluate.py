@@ -83,7 +83,7 @@ def test_measure_takes_a_judgement_and_data_of_ones_own(call):
 
 
 def test_shrink_prints_the_judgement_before_and_after(call):
-    code, out, error = call("shrink", *NET, "--trials", "1", "--evaluate", "judged_here:width")
+    code, out, error = call("shrink", *NET, "--repetitions", "1", "--evaluate", "judged_here:width")
     assert code == 0, error
     row = next(line for line in out.splitlines() if "girth" in line)
     assert row.split() == ["girth", "16", "8"]

@@ -13,11 +13,12 @@ import secateur as sc
 from secateur.coding import varint
 from secateur.container import codebooks, scalar_rounding, tensors
 from secateur.container import format as sct
-from secateur.container.archive import load, save
+from secateur.container.archive import save
 from secateur.container.arrays import entry_of
 from secateur.container.format import Entry
 from secateur.container.frame import Archive
 from secateur.container.inspection import inspect
+from secateur.container.loading import load
 from secateur.container.pack import _few
 from secateur.container.reading import words_of
 from secateur.container.save_options import SaveOptions

@@ -18,7 +18,7 @@ from attacks.hostile import bell  # noqa: E402
 from benchmarks import headline  # noqa: E402
 
 from secateur import models  # noqa: E402
-from secateur.container.archive import load  # noqa: E402
+from secateur.container.loading import load  # noqa: E402
 
 ENTRIES = headline.entries()
 

@@ -15,11 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from secateur.container import tensors
-from secateur.container.archive import load, save
+from secateur.container.archive import save
 from secateur.container.arrays import TORCH_DTYPES
 from secateur.container.format import Entry
 from secateur.container.frame import Archive
 from secateur.container.inspection import inspect
+from secateur.container.loading import load
 from secateur.container.pack import pack, unpack
 from secateur.container.save_options import SaveOptions
 from secateur.container.scalar_streams import decode, encode

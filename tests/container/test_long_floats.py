@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 from secateur.coding import frames
 from secateur.container import format as sct
 from secateur.container import tensors
-from secateur.container.archive import load, save
+from secateur.container.archive import save
 from secateur.container.arrays import to_words
 from secateur.container.frame import Archive
 from secateur.container.inspection import inspect
+from secateur.container.loading import load
 from secateur.container.pack import pack, unpack
 from secateur.container.save_options import SaveOptions
 from secateur.errors import MissingExtraError
@@ -114,3 +115,31 @@ def test_only_dense_floats_of_eight_bits_are_never_tried_as_indices():
     assert found == [True, False, False, False]
     entry, words = to_words("w", dense.to(torch.float8_e4m3fn))
     assert sct.METHODS[tensors.encode(entry, words)[0]][0] == "packed"
+
+
+def test_minor_tensors_of_a_large_checkpoint_are_packed_at_once():
+    entries = [
+        sct.Entry("w", "F32", (2048, 2048)),
+        sct.Entry("b", "BF16", (384,)),
+        sct.Entry("c", "BF16", (9000,)),
+    ]
+    minor = tensors.minor_bytes(entries)
+    assert minor == 18_000
+    assert tensors.minor_bytes([*entries, sct.Entry("d", "BF16", (9000,))]) == 768  # two of them are too much
+    generator = torch.Generator().manual_seed(0)
+    dense = torch.randn(384, generator=generator).bfloat16()
+    shared = torch.linspace(-1, 1, 16)[torch.randint(0, 16, (384,), generator=generator)].bfloat16()
+    pruned = dense * (torch.rand(384, generator=generator) > 0.5)
+
+    def method(tensor: torch.Tensor, minor: int) -> int:
+        entry, words = to_words("b", tensor)
+        found, parts = tensors.pieces_of(entry, words, minor=minor)
+        assert sum(map(len, parts)) < entry.nbytes
+        return found
+
+    rounded = (dense * 4).round() / 4 + torch.linspace(0.03, 0.21, 5)[torch.arange(384) % 5].bfloat16()
+    few = len(rounded.unique())
+    assert 64 < few < 200
+    assert [method(rounded, minor) for minor in (0, minor)] == [sct.INDEXED, sct.PACKED]
+    for tensor in (shared, pruned):
+        assert method(tensor, minor) == method(tensor, 0) != sct.PACKED

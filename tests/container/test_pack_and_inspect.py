@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from secateur.coding.room import Room
 from secateur.container import format as sct
 from secateur.container import reading, worker_pool
-from secateur.container.archive import load, save
+from secateur.container.archive import save
 from secateur.container.frame import Archive
 from secateur.container.inspection import inspect
+from secateur.container.loading import load
 from secateur.container.pack import _sections, pack, unpack
 from secateur.container.reading import words_of
 from secateur.container.save_options import SaveOptions

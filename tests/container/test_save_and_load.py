@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from secateur.container import archive
-from secateur.container.archive import SavedFile, load, save
+from secateur.container.archive import SavedFile, save
+from secateur.container.arrays import TORCH_DTYPES
 from secateur.container.codebooks import codebook, gaps_filled
 from secateur.container.format import Entry
 from secateur.container.inspection import inspect
+from secateur.container.loading import load
 from secateur.container.save_options import SaveOptions
 from secateur.container.writer import Writer
 from secateur.core.codebook import Codebook
@@ -81,7 +82,7 @@ def test_few_values_make_a_small_file(tmp_path: Path) -> None:
     assert shared.size < 0.35 * dense.size
 
 
-@pytest.mark.parametrize("dtype", archive.to_tensor.__globals__["TORCH_DTYPES"].values(), ids=str)
+@pytest.mark.parametrize("dtype", TORCH_DTYPES.values(), ids=str)
 def test_every_dtype_comes_back(dtype: torch.dtype, tmp_path: Path) -> None:
     raw = torch.randint(0, 256, (6, 40, 8), dtype=torch.uint8)
     values = (raw % 2 == 0) if dtype == torch.bool else raw.view(dtype)

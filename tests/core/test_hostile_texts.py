@@ -19,9 +19,10 @@ from torch import nn
 
 from secateur import data as datasets
 from secateur.adapters.promises import serve_check
-from secateur.container.archive import load, save
+from secateur.container.archive import save
 from secateur.container.checkpoint import open_checkpoint
 from secateur.container.inspection import inspect
+from secateur.container.loading import load
 from secateur.container.pack import pack, unpack
 from secateur.container.save_options import SaveOptions
 from secateur.core import atomic_files

@@ -192,3 +192,24 @@ def test_targets_that_are_no_classes_need_a_model_with_its_own_loss(own):
     found = data.load_for(Fitted(2, 1), "own_rows:build")
     assert found.classes == ()
     assert len(found.train.per_class(1)[0]) == 10
+
+
+def test_a_name_that_is_a_folder_and_a_function_is_refused(own, tmp_path, monkeypatch):
+    """Whether a name is code must not depend on the folder that a recipe happens to run in."""
+    from secateur.errors import RecipeError
+    from secateur.lab.trust import refuse_code
+
+    (tmp_path / "own_rows:build").mkdir()
+    monkeypatch.chdir(tmp_path)
+    own.module.build = lambda: pytest.fail("called")
+    assert data.runs_code("own_rows:build")
+    with pytest.raises(RecipeError, match="import own_rows and call build"):
+        refuse_code({"data": {"name": "own_rows:build"}}, frozenset(), "recipe")
+    with pytest.raises(OptionError, match=r"file or folder of this name too; write '\./own_rows:build'"):
+        data.load("own_rows:build")
+    assert not data.runs_code("./own_rows:build")
+    refuse_code({"data": {"name": "./own_rows:build"}}, frozenset(), "recipe")
+    with pytest.raises(DataError):  # it is read as a folder, which is empty
+        data.load("./own_rows:build")
+    with pytest.raises(UnknownNameError, match="did you mean own_rows:other"):
+        data.load("./own_rows:other")

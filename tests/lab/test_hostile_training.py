@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from secateur.adapters.ultralytics import _no_pickles, check_yolo_data, check_yolo_options
+from secateur.adapters.ultralytics_training import _no_pickles, check_yolo_data, check_yolo_options
 from secateur.errors import FormatError, OptionError, RecipeError, SecateurError, StoreError
 from secateur.lab.recipe import Recipe
 from secateur.lab.steps.train_yolo import TrainYoloStep

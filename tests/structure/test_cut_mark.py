@@ -119,3 +119,46 @@ def test_the_plan_of_a_last_cut_of_other_tensors_alone_is_told() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_plan(two.model, one.plan.then(two.plan).shapes, "x.sct")
+
+
+class Block(nn.Module):
+    """A block that a model can do without: it adds to its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 12), nn.Linear(12, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(self.up(x).relu())
+
+
+def blocks() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(*(Block() for _ in range(4)), nn.Linear(6, 2)).eval()
+
+
+def fewer(model: nn.Module) -> sc.Shrunk:
+    """The model without a quarter of its layers."""
+    return sc.shrink(model, sc.prune(model, "l2", "layer", 0.3, example=EXAMPLE), EXAMPLE)
+
+
+@pytest.mark.parametrize("turns", [(fewer, cut), (cut, fewer), (fewer, fewer)], ids=["first", "last", "both"])
+def test_the_last_plan_alone_is_told_where_layers_left(turns, tmp_path: Path) -> None:
+    one = turns[0](blocks())
+    two = turns[1](one.model)
+    assert any(len(each.plan.layers) for each in (one, two))
+    for save in (
+        lambda: sc.save(two, tmp_path / "a.sct"),
+        lambda: two.save(tmp_path / "a.safetensors"),
+    ):
+        with pytest.warns(UserWarning, match=r"cannot be loaded into a freshly .*first\.plan\.then"):
+            save()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sc.save(one, tmp_path / "a.sct")
+        sc.save(two.model, tmp_path / "a.sct", plan=one.plan.then(two.plan))
+    again = sc.load(tmp_path / "a.sct", into=blocks())
+    assert torch.equal(again(EXAMPLE), two.model(EXAMPLE))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sc.save(again, tmp_path / "b.sct", plan=one.plan.then(two.plan))

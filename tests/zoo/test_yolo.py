@@ -251,7 +251,7 @@ class Marked:
 def test_a_cache_beside_the_labels_is_a_pickle_and_not_read(ultralytics: ModuleType, tmp_path: Path) -> None:
     from ultralytics.data import dataset
 
-    from secateur.adapters.ultralytics import train_yolo
+    from secateur.adapters.ultralytics_training import train_yolo
 
     data, marker = yolo.data_set(tmp_path / "data", "detect", images=4), tmp_path / "it ran"
     cache = tmp_path / "data" / "labels.cache"

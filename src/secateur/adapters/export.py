@@ -30,7 +30,6 @@ from secateur.adapters.int8 import Int8Options, Int8Report, write_int8
 from secateur.adapters.onnx_model import extra_module, runs_attention
 from secateur.adapters.programs import (
     ATTENTION,
-    OnnxNames,
     attends,
     has_length,
     load_program,
@@ -115,7 +114,7 @@ def export(
 
     Raises:
         OptionError: The path has another ending, or options do not fit.
-        DataError: The model cannot be recorded, or not be written in this format.
+        DataError: The model cannot be recorded.
         ProofError: The float file differs by more than `tolerance`. No file is left.
         BudgetNotMetError: INT8 costs more than `int8_options.lost`. No file is left.
         NonFiniteError: A weight is NaN.
@@ -219,8 +218,7 @@ def _write_float(
 ) -> float:
     """Write the program in floats and compare it; the error."""
     onnx = wanted.target.suffix == ".onnx"
-    names = OnnxNames.of(model, example, wanted.free) if onnx else None
-    write_program(program, scratch, onnx, wanted.opset, names)
+    write_program(program, scratch, onnx, wanted.opset)
     return _checked(model, load_program(scratch, onnx), example, wanted)
 
 

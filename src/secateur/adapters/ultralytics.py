@@ -19,19 +19,16 @@ distributed run.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import functools
 import importlib
 import io
 import math
 import os
 import re
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -56,7 +53,7 @@ from secateur.structure.shrink import Shrunk
 if TYPE_CHECKING:
     from secateur.pruning.hold import Held
 
-__all__ = ["build_yolo", "check_yolo_data", "check_yolo_options", "save_yolo", "train_yolo", "yolo_trainer"]
+__all__ = ["build_yolo", "save_yolo", "yolo_library", "yolo_trainer"]
 
 _TRAINERS = {
     "detect": "DetectionTrainer",
@@ -100,7 +97,7 @@ def save_yolo(
         ProofError: What ultralytics reads back differs from the model.
         MissingExtraError: ultralytics is not installed.
     """
-    tasks = _library("save_yolo", "ultralytics.nn.tasks")
+    tasks = yolo_library("save_yolo", "ultralytics.nn.tasks")
     target = Path(path)
     net = plain_model(model.model if isinstance(model, Shrunk) else model)
     if target.suffix != ".pt":
@@ -132,7 +129,7 @@ def _checkpoint(net: nn.Module, given: nn.Module | Shrunk, masks: Masks | None, 
     for parameter in written.parameters():
         parameter.requires_grad_(False)
     options = getattr(net, "args", {})
-    task = _library("save_yolo", "ultralytics.nn.tasks").guess_model_task(net)
+    task = yolo_library("save_yolo", "ultralytics.nn.tasks").guess_model_task(net)
     vars(written)["task"] = task
     return {
         "epoch": -1,
@@ -226,7 +223,7 @@ def yolo_trainer(task: str = "detect") -> type:
     """
     if task not in _TRAINERS:
         raise OptionError(f"yolo_trainer: unknown task {task!r}: {near(task, _TRAINERS)}")
-    base: Any = getattr(_library("yolo_trainer", f"ultralytics.models.yolo.{task}"), _TRAINERS[task])
+    base: Any = getattr(yolo_library("yolo_trainer", f"ultralytics.models.yolo.{task}"), _TRAINERS[task])
 
     class CutTrainer(base):
         """ultralytics' trainer for a model that keeps its widths and its masks."""
@@ -280,7 +277,7 @@ def build_yolo(name: str, options: Mapping[str, Any]) -> nn.Module:
         FormatError: ultralytics cannot read the file without running code of the file.
         MissingExtraError: ultralytics is not installed.
     """
-    tasks = _library(f"model 'ultralytics/{name}'", "ultralytics.nn.tasks")
+    tasks = yolo_library(f"model 'ultralytics/{name}'", "ultralytics.nn.tasks")
     given = dict(options)
     if name.endswith(".pt"):
         if given:
@@ -323,7 +320,7 @@ def _read(path: str, tasks: Any) -> nn.Module:
     """The model of a checkpoint, by ultralytics' restricted loader, which takes known classes only."""
     if not Path(path).is_file():
         raise UnknownNameError(f"model 'ultralytics/{path}': no such file; give the path of a checkpoint")
-    version = str(_library(f"model 'ultralytics/{path}'", "ultralytics").__version__)
+    version = str(yolo_library(f"model 'ultralytics/{path}'", "ultralytics").__version__)
     if tuple(int(part) for part in re.findall(r"\d+", version)[:3]) < _RESTRICTED:
         wanted = ".".join(map(str, _RESTRICTED))
         raise MissingExtraError(
@@ -352,133 +349,6 @@ _MODELS = {
     "obb": "OBBModel",
     "classify": "ClassificationModel",
 }
-
-
-def train_yolo(
-    model: nn.Module, data: str | os.PathLike[str], masks: Masks | None = None, **options: object
-) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-    """Train a YOLO model, cut or not, with ultralytics' trainer in a temporary folder.
-
-    Args:
-        model: The model; it is not changed.
-        data: The yaml that describes the data set, as ultralytics reads it.
-        masks: Masks to hold meanwhile.
-        options: Arguments of `YOLO.train`, such as `epochs`, `imgsz`, `batch`.
-
-    Returns:
-        The weights of the best epoch, and what ultralytics measured of them on the validation images.
-
-    Raises:
-        FormatError: The yaml would have ultralytics run code or fetch files, or it cannot be read.
-    """
-    check_yolo_data(data)
-    library = _library("train_yolo", "ultralytics")
-    with tempfile.TemporaryDirectory() as folder, _no_pickles():
-        yolo = library.YOLO(save_yolo(model, Path(folder) / "model.pt", masks=masks))
-        yolo.train(
-            trainer=yolo_trainer(yolo.task),
-            data=os.fspath(data),
-            project=folder,
-            name="run",
-            exist_ok=True,
-            **options,
-        )
-        measured = {name: float(value) for name, value in yolo.metrics.results_dict.items()}
-        return {name: tensor.clone() for name, tensor in yolo.model.state_dict().items()}, measured
-
-
-@contextlib.contextmanager
-def _no_pickles() -> Iterator[None]:
-    """Have ultralytics read no pickle that lies beside its data: labels are read again in place of their cache, and the
-    checkpoint that tells on a GPU whether bf16 works, one of this folder if it has the name, by its restricted loader.
-    """
-    dataset = _library("train_yolo", "ultralytics.data.dataset")
-    trainer = _library("train_yolo", "ultralytics.engine.trainer")
-    cache, check = dataset.load_dataset_cache_file, trainer.check_amp
-    dataset.load_dataset_cache_file, trainer.check_amp = _no_cache, functools.partial(_restricted, check)
-    try:
-        yield
-    finally:
-        dataset.load_dataset_cache_file, trainer.check_amp = cache, check
-
-
-def _restricted(function: Callable[..., Any], *args: object) -> Any:
-    """Call a function of ultralytics while its restricted loader reads every checkpoint."""
-    tasks = _library("train_yolo", "ultralytics.nn.tasks")
-    before = getattr(tasks, "SAFE_LOAD", False)
-    tasks.SAFE_LOAD = True
-    try:
-        return function(*args)
-    finally:
-        tasks.SAFE_LOAD = before
-
-
-def _no_cache(path: object) -> NoReturn:
-    """What ultralytics takes for a cache that is not there."""
-    raise FileNotFoundError(f"{path}: a cache of labels is a pickle, which secateur has nobody read")
-
-
-_MOST_YAML = 1 << 20
-# Arguments of `YOLO.train` whose texts are words of ultralytics. Every other text is a file, or code to fetch.
-_WORDS = ("optimizer", "copy_paste_mode", "auto_augment", "split")
-
-
-def check_yolo_data(data: str | os.PathLike[str]) -> None:
-    """Raise where the yaml of a data set has ultralytics run or fetch something: it executes a text `download`.
-
-    Args:
-        data: The file. A name that is no file is one of ultralytics' own, or a folder of images, and is not looked at.
-
-    Raises:
-        FormatError: It has `download`, or is no yaml.
-    """
-    path = Path(data)
-    if not path.is_file():
-        return
-    yaml = _library("the yaml of a data set", "yaml")
-    try:
-        if path.suffix not in (".yaml", ".yml") or path.stat().st_size > _MOST_YAML:
-            raise ValueError(
-                f"a name that ends in .yaml or .yml and at most {_MOST_YAML:,} bytes are expected"
-            )
-        text = path.read_text(
-            encoding="utf-8"
-        )  # ultralytics drops bytes that are no UTF-8, and reads what is left
-        found = yaml.safe_load(text)
-        if found != yaml.load(
-            text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        ):  # which ultralytics takes
-            raise ValueError("its parsers do not agree on what it says")
-        if not isinstance(found, dict):
-            raise ValueError(f"expected keys such as path, train, val and names, got {type(found).__name__}")
-    except (ValueError, RecursionError, TypeError, yaml.YAMLError) as error:
-        raise FormatError(
-            f"{path}: is no yaml of a data set ({' '.join(str(error).split())[:200]})"
-        ) from None
-    if found.get("download"):
-        raise FormatError(
-            f"{path}: has `download`, which ultralytics executes or fetches where an image is missing; fetch the "
-            "images yourself and delete that line"
-        )
-
-
-def check_yolo_options(options: Mapping[str, object]) -> None:
-    """Raise for arguments of `YOLO.train` that name a file or code: numbers, and words of ultralytics, remain.
-
-    Args:
-        options: The arguments by name, as a file gives them.
-
-    Raises:
-        OptionError: A value is, or holds, another text.
-    """
-    for name, value in options.items():
-        inner = value if isinstance(value, list | tuple) else [value]
-        plain = all(each is None or isinstance(each, bool | int | float) for each in inner)
-        if not plain and not (name in _WORDS and isinstance(value, str)):
-            raise OptionError(
-                f"options: {name!r}: expected a number, or a word for one of {', '.join(_WORDS)}, got {value!r:.80}; a "
-                "recipe names no other files for ultralytics, which would unpickle some; call train in Python"
-            )
 
 
 def _trainable(model: nn.Module | None, data: Mapping[str, Any]) -> nn.Module:
@@ -532,8 +402,13 @@ def _unpacked(model: nn.Module) -> Masks | None:
     return masks
 
 
-def _library(verb: str, module: str) -> Any:
-    """A module of ultralytics, or the error that says how to get it."""
+def yolo_library(verb: str, module: str) -> Any:
+    """A module of ultralytics, or the error that says how to get it.
+
+    Args:
+        verb: What needs it.
+        module: Its name.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -15,7 +15,16 @@ import typer
 from secateur.cli.calibrating import calibration_inputs
 from secateur.cli.flags import with_flags
 from secateur.cli.given import InputFlags, ModelOptions, Weights
-from secateur.cli.options import STORE, AllowCode, Example, OutputFlags, Seed, StoreFolder
+from secateur.cli.options import (
+    STORE,
+    AllowCode,
+    Example,
+    OutputFlags,
+    Seed,
+    StoreFolder,
+    Trials,
+    repetitions_of,
+)
 from secateur.cli.output import print_json, show_table
 from secateur.cli.small_files import is_folder, write_folder
 from secateur.core.terminal import say
@@ -64,7 +73,8 @@ class TimingFlags:
     time: Annotated[bool, typer.Option("--time", help="Also time eager, the file, and torch.compile.")] = (
         False
     )
-    trials: Annotated[int, typer.Option("--trials", min=1, help="Timed repetitions.")] = 25
+    repetitions: Annotated[int, typer.Option("--repetitions", min=1, help="Timed repetitions.")] = 25
+    trials: Trials = None
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of the timing.")] = 1
 
 
@@ -130,7 +140,14 @@ def export(
         promise_onnx(net, out, example, max(done.error, 1e-6))
     found: Any = []
     if timing.time and out.suffix != ".pt2":
-        found = times(net, out, example, trials=timing.trials, threads=timing.threads, compiled=True)
+        found = times(
+            net,
+            out,
+            example,
+            trials=repetitions_of(timing.repetitions, timing.trials),
+            threads=timing.threads,
+            compiled=True,
+        )
     if output.json:
         print_json(
             {

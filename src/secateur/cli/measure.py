@@ -13,7 +13,7 @@ import typer
 
 from secateur.cli.flags import with_flags
 from secateur.cli.given import InputFlags, ModelFlags
-from secateur.cli.options import Device, Evaluate, OutputFlags
+from secateur.cli.options import Device, Evaluate, OutputFlags, Trials, repetitions_of
 from secateur.cli.output import print_json, show_table
 from secateur.core.terminal import say
 
@@ -45,7 +45,8 @@ class MeasureFlags:
         str | None, typer.Option("--what", help="Only these measures, with commas between them.")
     ] = None
     batch: Annotated[int, typer.Option("--batch", min=1, help="Inputs of one timed forward pass.")] = 1
-    trials: Annotated[int, typer.Option("--trials", min=1, help="Timed repetitions.")] = 25
+    repetitions: Annotated[int, typer.Option("--repetitions", min=1, help="Timed repetitions.")] = 25
+    trials: Trials = None
     explained: Annotated[
         bool, typer.Option("--why/--no-why", help="Of a shrunk model: where the time goes, layer by layer.")
     ] = True
@@ -80,7 +81,11 @@ def measure(model: InputFlags, flags: MeasureFlags, device: Device = None, *, ou
         for note in item.notes:
             say(f"  {item.name}: {note}")
     if has_two_of_four(net):
-        say(two_of_four(net, model.example(net, flags.batch), trials=flags.trials))
+        say(
+            two_of_four(
+                net, model.example(net, flags.batch), trials=repetitions_of(flags.repetitions, flags.trials)
+            )
+        )
     if gain is not None:
         say(
             f"\nagainst the dense model: {gain['fewer']:.2f}x fewer multiply-accumulates, {gain['faster_text']}"
@@ -97,7 +102,9 @@ def _measured(net: nn.Module, model: InputFlags, flags: MeasureFlags, where: str
     from secateur.metrics import measure as take
     from secateur.metrics.accuracy import RETURNED
 
-    timing: dict[str, Any] = {"trials": flags.trials} if flags.timed() else {}
+    timing: dict[str, Any] = (
+        {"trials": repetitions_of(flags.repetitions, flags.trials)} if flags.timed() else {}
+    )
     if flags.data is None:
         judge = None if flags.evaluate is None else evaluator(flags.evaluate, None)
         return take(net, model.example(net, flags.batch), judge, what=flags.names(), **timing)
@@ -142,7 +149,9 @@ def _against_dense(
     example = model.example(net, flags.batch)
     counts = [float(take(one, example, what="macs")["macs"].value) for one in (dense, net)]
     fewer = counts[0] / max(1.0, counts[1])
-    times = compare(dense, net, example, trials=flags.trials, names=("dense", "shrunk"))
+    times = compare(
+        dense, net, example, trials=repetitions_of(flags.repetitions, flags.trials), names=("dense", "shrunk")
+    )
     speedup = times["speedup"]
     reason = str(why(dense, net, example, times=times)) if speedup.value < AS_COUNTED * fewer else ""
     return {

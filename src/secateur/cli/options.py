@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from secateur.core.terminal import say
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -40,7 +42,9 @@ __all__ = [
     "Seed",
     "Set",
     "StoreFolder",
+    "Trials",
     "debugging",
+    "repetitions_of",
 ]
 
 _debug = False
@@ -55,6 +59,25 @@ def _set_debug(value: bool) -> bool:
     global _debug
     _debug = _debug or value
     return value
+
+
+def repetitions_of(asked: int, before: int | None) -> int:
+    """How many repetitions are asked for, by the option's present name or by the one before.
+
+    >>> repetitions_of(25, None), repetitions_of(25, 3)
+    (25, 3)
+    """
+    return asked if before is None else before
+
+
+def _trials(value: int | None) -> int | None:
+    if value is not None:
+        say("--trials is called --repetitions now: a trial is one combination of a grid", error=True)
+    return value
+
+
+Trials = Annotated[int | None, typer.Option("--trials", min=0, hidden=True, callback=_trials)]
+"""The name of `--repetitions` before; it works, with a warning."""
 
 
 class DeviceChoice(StrEnum):

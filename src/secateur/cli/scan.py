@@ -16,7 +16,7 @@ import typer
 from secateur.cli.cluster import Address, EngineChoice, EngineOption
 from secateur.cli.flags import with_flags
 from secateur.cli.given import InputFlags
-from secateur.cli.options import Evaluate, OutputFlags
+from secateur.cli.options import Evaluate, OutputFlags, Trials, repetitions_of
 from secateur.core.terminal import say, shows_bars
 from secateur.errors import OptionError
 
@@ -58,12 +58,13 @@ class ScanFlags:
         str | None,
         typer.Option("--estimate", help="A first-order criterion to print beside the values: taylor."),
     ] = None
-    trials: Annotated[
+    repetitions: Annotated[
         int,
         typer.Option(
-            "--trials", min=0, help="Also time every cell's shrunk model, this many times (channel)."
+            "--repetitions", min=0, help="Also time every cell's shrunk model, this many times (channel)."
         ),
     ] = 0
+    trials: Trials = None
     quick: Annotated[
         bool,
         typer.Option(
@@ -104,7 +105,10 @@ class AllotFlags:
         typer.Option("--keep", help="Also choose levels: the best accuracy at this share of the cost."),
     ] = None
     cost: Annotated[
-        str, typer.Option("--cost", help="What --keep is a share of: macs, params, size, latency (--trials).")
+        str,
+        typer.Option(
+            "--cost", help="What --keep is a share of: macs, params, size, latency (--repetitions)."
+        ),
     ] = "macs"
 
     def check(self) -> None:
@@ -187,7 +191,7 @@ def scan(
             subset=flags.subset,
             estimate=flags.estimate,
             loss=functional.cross_entropy if flags.estimate else None,
-            trials=flags.trials,
+            trials=repetitions_of(flags.repetitions, flags.trials),
             quick=flags.quick,
             workers=work.workers if work.workers == 1 else None,
             engine=work.pool(),

@@ -18,7 +18,7 @@ from secateur.cli.calibrating import CalibrationFlags
 from secateur.cli.flags import with_flags
 from secateur.cli.given import InputFlags
 from secateur.cli.measure import AS_COUNTED
-from secateur.cli.options import Evaluate, OutputFlags
+from secateur.cli.options import Evaluate, OutputFlags, Trials, repetitions_of
 from secateur.cli.output import print_json, show_table
 from secateur.core.terminal import say
 from secateur.errors import OptionError
@@ -223,7 +223,8 @@ def shrink(
             "that from_pretrained loads.",
         ),
     ] = Path("small.sct"),
-    trials: Annotated[int, typer.Option("--trials", min=1, help="Timed repetitions.")] = 25,
+    repetitions: Annotated[int, typer.Option("--repetitions", min=1, help="Timed repetitions.")] = 25,
+    trials: Trials = None,
     evaluate: Evaluate = None,
     *,
     calibration: CalibrationFlags,
@@ -251,7 +252,9 @@ def shrink(
     size, note = write_small(small, out, example, model.folder())
     counts = ["params", "macs", "size"] + ([] if judge is None else ["accuracy"])
     before, after = (take(one, example, judge, what=counts) for one in (net, small.model))
-    times = compare(net, small.model, example, trials=trials, names=("before", "after"))
+    times = compare(
+        net, small.model, example, trials=repetitions_of(repetitions, trials), names=("before", "after")
+    )
     if output.json:
         rows = [*before.within({"variant": "before"}), *after.within({"variant": "after"}), *times]
         print_json(_as_json(out, size, small.proof, rows))

@@ -11,7 +11,8 @@ Read the files in this order:
 - `logistic`, `mixing`: probabilities of bits, mixed from several contexts;
 - `planes`: contexts of quantized weights; `forecast`, `predicted_contexts`: contexts predicted by least squares;
 - `mixed`: weights as bits with mixed probabilities; `indices`: the indices of a tensor, by one of three models;
-- `compiled`: the same as `mixed` by `walk.c`, which `native` compiles and loads with `digits.c` and `crc.c`;
+- `compiled`: the same as `mixed` by `walk.c`, which `native` compiles and loads with `digits.c`,
+  `tables.c` and `crc.c`;
 - `crc`: the checksum of files, by `crc.c` or by zlib;
 - `floats`: floats by byte planes; `digits`, `frames`: long ones in Zstandard frames;
 - `room`: memory that one tensor after another uses;

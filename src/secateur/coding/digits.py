@@ -252,7 +252,7 @@ def _plane(reader: varint.Reader, coding: int, count: int) -> np.ndarray:
     if coding == _RAW:
         return np.frombuffer(reader.take(count), dtype=np.uint8)
     if coding == _CODED:
-        return static.decode(reader.part("a byte plane"), count, 256).astype(np.uint8)
+        return static.decode(reader.part("a byte plane"), count, 256).astype(np.uint8, copy=False)
     if coding == _FRAMED:
         return frames.decompress(reader.part("a byte plane"), count)
     raise reader.fail(f"a byte plane has coding {coding}, known codings are 0, 1 and 3")

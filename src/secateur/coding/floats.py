@@ -137,7 +137,7 @@ def _plane(reader: varint.Reader, count: int, version: int) -> np.ndarray:
     if mode == _RAW:
         return np.frombuffer(reader.take(count), dtype=np.uint8)
     if mode == _CODED:
-        return static.decode(reader.part("a byte plane"), count, 256).astype(np.uint8)
+        return static.decode(reader.part("a byte plane"), count, 256).astype(np.uint8, copy=False)
     if mode == _DEFLATED and version > 1:
         return np.frombuffer(_inflated(reader.part("a byte plane"), count), dtype=np.uint8)
     raise reader.fail(f"a byte plane has coding {mode}, known codings are 0..{min(version, 2)}")

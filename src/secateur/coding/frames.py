@@ -30,8 +30,9 @@ _CONTENT_SIZE = {0: 1, 1: 2, 2: 4, 3: 8}  # bytes of the content's size, by the 
 _RAW, _RLE, _RESERVED = 0, 1, 3
 
 # Matches cost more than they save in nearly random bytes: a small table of long matches finds almost none, which leaves
-# the Huffman code. A window of 64 KiB gives every block of that size tables of its own.
-_SETTINGS = {"window_log": 16, "hash_log": 6, "chain_log": 6, "search_log": 1, "min_match": 7}
+# the Huffman code. A window of 128 KiB, which is the longest block, gives
+# every block tables of its own.
+_SETTINGS = {"window_log": 17, "hash_log": 6, "chain_log": 6, "search_log": 1, "min_match": 7}
 
 
 def available() -> bool:

@@ -79,7 +79,7 @@ def decode(
     if len(data) == least:
         body = body.rstrip(b"\0")
     if data[0] == 0:
-        return static.decode(body, numel, size).reshape(shape)
+        return static.decode(body, numel, size).astype(np.int32, copy=False).reshape(shape)
     memory = MixerBank() if memory is None else memory
     old = data[0] == 1
     if memory.version == 1 and not old:

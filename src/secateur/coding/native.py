@@ -1,4 +1,4 @@
-"""The longest loops in machine code: `walk.c`, `digits.c`, `crc.c`, compiled by the C compiler here and kept in cache.
+"""The longest loops in machine code: `walk.c`, `digits.c`, `tables.c`, `crc.c`, compiled here and kept in a cache.
 
 The compiler is `$CC`, or `cc`, `gcc` or `clang`, or the one of the extra `secateur[fast]` (ziglang). What it makes lies
 in the user's cache (`$SECATEUR_CACHE`, else `$XDG_CACHE_HOME/secateur`), under a name made of the source, the compiler,
@@ -29,7 +29,7 @@ from typing import Any
 
 __all__ = ["Fit", "WalkArguments", "cached", "compiler", "is_loaded", "load"]
 
-_SOURCES = tuple(Path(__file__).with_name(name) for name in ("walk.c", "digits.c", "crc.c"))
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("walk.c", "digits.c", "tables.c", "crc.c"))
 # Sums of whole numbers may be taken in any order; nothing else may change a number.
 _FLAGS = (
     *("-O2", "-ftree-vectorize", "-std=c99", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math"),
@@ -179,6 +179,9 @@ def _opened(path: Path) -> ctypes.CDLL | None:
         library.secateur_crc.argtypes = [ctypes.c_uint32, ctypes.c_void_p, ctypes.c_int64]
         library.secateur_count.restype = None
         library.secateur_count.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
+        library.secateur_table_encode.restype = library.secateur_table_decode.restype = ctypes.c_int64
+        library.secateur_table_encode.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
+        library.secateur_table_decode.argtypes = [ctypes.c_void_p, ctypes.c_int64] * 2
         for function in (library.secateur_join, library.secateur_split):
             function.restype = None
             function.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p), *[ctypes.c_int64] * 3]

@@ -8,9 +8,11 @@ True
 
 from __future__ import annotations
 
+from ctypes import CDLL
+
 import numpy as np
 
-from secateur.coding import varint
+from secateur.coding import native, varint
 from secateur.coding.range_coder import TOTAL, Decoder, Encoder
 from secateur.errors import FormatError
 
@@ -29,9 +31,19 @@ def entropy(symbols: np.ndarray) -> float:
     """
     if symbols.size == 0:
         return 0.0
-    counts = histogram(symbols)
+    if (library := _library(symbols)) is None:
+        counts = histogram(symbols)
+    else:
+        counts = np.empty(256, dtype=np.int64)
+        library.secateur_count(symbols.ctypes.data, symbols.size, counts.ctypes.data)
     share = counts[counts > 0] / symbols.size
     return float(-(share * np.log2(share)).sum()) + 0.0
+
+
+def _library(symbols: np.ndarray, size: int = 256) -> CDLL | None:
+    """The compiled passes over bytes (`tables.c`), which do what is done here; None where this process has none."""
+    plain = symbols.dtype == np.uint8 and symbols.flags.c_contiguous and size == 256
+    return native.load() if plain and symbols.size and native.is_loaded() else None
 
 
 def histogram(symbols: np.ndarray, size: int = 0) -> np.ndarray:
@@ -65,6 +77,10 @@ def encode(symbols: np.ndarray, size: int) -> bytes:
     A single symbol only needs no stream at all.
     """
     flat = symbols.reshape(-1)
+    if (library := _library(flat, size)) is not None:
+        out = np.empty(2 * flat.size + 1024, dtype=np.uint8)
+        length = library.secateur_table_encode(flat.ctypes.data, flat.size, out.ctypes.data)
+        return out[:length].tobytes()
     counts = histogram(flat, size)
     total = int(counts.sum())
     if total == 0:
@@ -86,11 +102,17 @@ def encode(symbols: np.ndarray, size: int) -> bytes:
 
 
 def decode(data: bytes | memoryview, count: int, size: int) -> np.ndarray:
-    """The inverse of `encode`: `count` symbols, all below `size`, as int32."""
+    """The inverse of `encode`: `count` symbols, all below `size`, as whole numbers that hold them."""
     if count == 0:
         if len(data):
             raise FormatError("a table of symbols: expected nothing for no symbols")
         return np.zeros(0, dtype=np.int32)
+    if size == 256 and native.is_loaded():
+        plane, stream = np.empty(count, dtype=np.uint8), np.frombuffer(data, dtype=np.uint8)
+        library = native.load()
+        assert library is not None
+        if library.secateur_table_decode(stream.ctypes.data, stream.size, plane.ctypes.data, count):
+            return plane
     reader = varint.Reader(data, "a table of symbols")
     first = reader.varint(size - 1, "the first symbol")
     spread = reader.varint(size - 1 - first, "the number of symbols")

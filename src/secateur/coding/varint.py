@@ -90,6 +90,10 @@ class Reader:
         self.skip(count)
         return self.data[self.at - count : self.at]
 
+    def ahead(self, count: int) -> bytes:
+        """Up to `count` bytes from here on, which stay to be read."""
+        return bytes(self.data[self.at : self.at + count])
+
     def skip(self, count: int) -> None:
         """Skip the next `count` bytes."""
         if count > self.left:
@@ -107,15 +111,16 @@ class Reader:
 
     def varint(self, most: int = LARGEST, of: str = "a number") -> int:
         """The next varint: at most `most`, in its shortest form; `of` says what it counts."""
-        value, shift = 0, 0
-        while True:
+        byte = value = self.byte()
+        shift = 7
+        if byte > 127:
+            value &= 127
+        while byte > 127:
+            if shift >= 63:
+                raise self.fail(f"{of} has more than 63 bits")
             byte = self.byte()
             value |= (byte & 127) << shift
             shift += 7
-            if byte < 128:
-                break
-            if shift >= 63:
-                raise self.fail(f"{of} has more than 63 bits")
         if byte == 0 and shift > 7:
             raise self.fail(f"{of} is written with needless bytes")
         if value > most:

@@ -16,13 +16,14 @@ Read the files in this order:
 - `batch_norm`: batch norm folded into a scale and a shift; `arrays`: torch tensors as plain words and back;
 - `opened`: a file whose name stands in every error; `reading`: all tensors of a file in order, by one or several
   `worker_pool` workers;
-- `archive`: `save` and `load`, with the options in `save_options`; `archive_checks`: what they refuse;
+- `archive`: `save`, with the options in `save_options`; `loading`: `load`; `archive_checks`: what they refuse;
 - `checkpoint`, `shards`: .safetensors and .pt files, and folders of the former, tensor by tensor;
 - `pack`: these to .sct and back; `unpacked_files`, `resuming`: the files written, and what continues after a stop;
 - `inspection`: where every byte of a file goes.
 
 >>> import pathlib, tempfile, torch
->>> from secateur.container.archive import load, save
+>>> from secateur.container.archive import save
+>>> from secateur.container.loading import load
 >>> with tempfile.TemporaryDirectory() as folder:
 ...     saved = save({"w": torch.tensor([[0.0, 0.5], [1.0, 0.5]] * 40)}, pathlib.Path(folder) / "w.sct")
 ...     state = load(pathlib.Path(folder) / "w.sct")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,16 +22,18 @@ from secateur.container.scalar_rounding import SCALES
 from secateur.core.codebook import Codebook
 from secateur.errors import (
     DataError,
+    FormatError,
     MaskMismatchError,
     OptionError,
     near,
 )
 
-__all__ = ["check_books", "check_masks", "check_target", "wrapper_of"]
+if TYPE_CHECKING:
+    from secateur.structure.cut.plan import ShrinkPlan
+
+__all__ = ["check_books", "check_masks", "check_target", "read_plan"]
 
 State = Mapping[str, torch.Tensor]
-
-_WRAPPERS = frozenset(["state_dict", "model_state_dict", "model", "net", "module", "_orig_mod"])
 
 
 def _implied(archive: Archive, name: str) -> bool:
@@ -77,25 +80,6 @@ def check_target(
         )
 
 
-def wrapper_of(archive: Archive, target: State) -> str:
-    """What the names of a file begin with and those of the model do not: a checkpoint packed as it was has the names of
-    its dictionaries and of DataParallel and `torch.compile` before those of the model.
-
-    Args:
-        archive: The file.
-        target: The model's tensors.
-
-    Returns:
-        Such as "state_dict.module."; empty where the names are the model's own.
-    """
-    names = [record.entry.name for record in archive.heads]
-    if not names or any(name in target for name in names):
-        return ""
-    prefix = next((names[0].removesuffix(own) for own in target if names[0].endswith(f".{own}")), "")
-    known = all(part in _WRAPPERS for part in prefix.split(".")[:-1])
-    return prefix if known and all(name.startswith(prefix) for name in names) else ""
-
-
 def _statistics_of(archive: Archive, record: sct.Record) -> list[str]:
     """The names of the statistics that a reader supplies for the scale of a folded batch norm."""
     if not archive.folded or record.method != sct.DRAWN + SCALES:
@@ -133,3 +117,17 @@ def check_masks(state: State, masks: Mapping[str, torch.Tensor] | None) -> None:
                 f"mask of {name!r}: {alive} weights it removes are not zero in the model; "
                 f"masks.apply_(model) first"
             )
+
+
+def read_plan(text: bytes) -> ShrinkPlan:
+    """The shrink plan of a file.
+
+    Args:
+        text: The text `plan`, decoded.
+    """
+    from secateur.structure.cut.plan import ShrinkPlan
+
+    try:
+        return ShrinkPlan.from_json(text.decode())
+    except UnicodeDecodeError:
+        raise FormatError("the shrink plan of the file is not UTF-8") from None

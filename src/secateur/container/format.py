@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 from secateur.coding import varint
@@ -113,16 +113,22 @@ MOST_COMPACT = 1 << 23  # bytes of a file of version 5, which is read as a whole
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One tensor's name, dtype (in safetensors' spelling) and shape."""
+    """One tensor's name, dtype (in safetensors' spelling) and shape.
+
+    Attributes:
+        name: Its name.
+        dtype: Its dtype.
+        shape: Its shape.
+        numel: How many elements it has.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+    numel: int = field(init=False, repr=False, compare=False)  # asked for again and again
 
-    @property
-    def numel(self) -> int:
-        """How many elements."""
-        return prod(self.shape)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "numel", prod(self.shape))
 
     @property
     def width(self) -> int:
@@ -189,9 +195,9 @@ def problem_of(entry: Entry) -> str:
         return f"tensor {entry.name[:80]!r} has dtype {str(entry.dtype)[:40]}, which .sct does not have"
     if len(entry.shape) > MOST_DIMS:
         return f"tensor {entry.name[:80]!r} has {len(entry.shape)} dimensions, expected at most {MOST_DIMS}"
-    if any(size > varint.LARGEST for size in entry.shape) or (
-        prod(size for size in entry.shape if size) > varint.LARGEST // 16
-    ):
+    # An axis of no elements hides how long the others are.
+    elements = entry.numel or prod(size for size in entry.shape if size)
+    if elements > varint.LARGEST // 16:
         return f"tensor {entry.name[:80]!r} of shape {list(entry.shape)} has too many elements"
     return ""
 

@@ -27,8 +27,8 @@ from secateur.coding import static
 from secateur.coding.huffman import Huffman
 from secateur.container import codebooks, tensors
 from secateur.container import format as sct
-from secateur.container.archive import entries_of
 from secateur.container.frame import Archive
+from secateur.container.loading import entries_of
 from secateur.container.opened import opened
 from secateur.container.reading import words_of
 from secateur.core.terminal import printable

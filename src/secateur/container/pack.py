@@ -29,7 +29,7 @@ from secateur.coding.indices import MixerBank
 from secateur.coding.room import Pieces, Room
 from secateur.container import format as sct
 from secateur.container import tensors
-from secateur.container.checkpoint import Checkpoint, canonical_header, without_training
+from secateur.container.checkpoint import Checkpoint, canonical_header
 from secateur.container.frame import Archive
 from secateur.container.opened import opened
 from secateur.container.reading import LEARNT, ReadingPoint, can_skip, words_of
@@ -68,8 +68,8 @@ class Packed:
         size: Its bytes.
         source: The bytes of the file read.
         tensors: How many tensors it holds.
-        left_out: Names of the values of a .pt file, or of the files of a folder, that are not tensors, which a .sct
-            file cannot hold; and, where weights are shared, of the tensors of an optimizer.
+        left_out: Names of the values of a .pt file, or of the files of a folder, that are not tensors; a .sct file
+            cannot hold them.
     """
 
     path: Path
@@ -112,7 +112,7 @@ def pack(
             file, or several and an index (`model.safetensors.index.json`).
         path_out: The .sct file to write.
         bits: Share the weights of every float tensor with two or more axes, with 2**bits values a tensor; zeros stay
-            zeros. What an optimizer keeps in a training checkpoint is left out.
+            zeros.
         lossless: Say that nothing may be rounded; excludes `bits`.
         fast: Code indices by one table instead of learnt contexts: faster, and larger.
         progress: Called with (bytes done, bytes in all, tensor) for every tensor.
@@ -133,10 +133,9 @@ def pack(
     if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8):
         raise OptionError(f"bits: expected a whole number from 1 to 8, got {bits!r}")
     worker_count(workers, 0)
-    job = _Job("fast" if fast else "mixed", bits, method)
     with open_source(path_in, max_bytes) as checkpoint:
-        if bits is not None:
-            checkpoint = without_training(checkpoint)
+        minor = 0 if bits is not None else tensors.minor_bytes(checkpoint.entries)
+        job = _Job("fast" if fast else "mixed", bits, method, minor)
         sct.check_entries(checkpoint.entries)
         if bits is not None and not any(map(sharable, checkpoint.entries)):
             raise NothingToDoError(
@@ -197,6 +196,7 @@ class _Job:
     coder: str
     bits: int | None
     method: str
+    minor: int  # bytes up to which dense tensors are not looked at closely
 
     def tensor(
         self, entry: sct.Entry, words: np.ndarray, memory: MixerBank, room: Room | None = None
@@ -204,9 +204,8 @@ class _Job:
         """Code one tensor, with its weights shared if asked; its parts are not joined if there is a room."""
         if self.bits is not None and sharable(entry):
             words = shared_words(entry, words, self.bits, self.method)
-        if room is not None:
-            return entry, words, tensors.pieces_of(entry, words, self.coder, memory, room)
-        return entry, words, tensors.encode(entry, words, self.coder, memory)
+        method, parts = tensors.pieces_of(entry, words, self.coder, memory, room, self.minor)
+        return entry, words, (method, parts if room is not None else [bytes(part) for part in parts])
 
     def section(self, group: list[tuple[sct.Entry, np.ndarray]]) -> list[_Coded]:
         """Code the tensors of one section, with a fresh memory."""

@@ -58,10 +58,23 @@ class Skimming(varint.Reader):
         if not 0 <= place < len(self._window):
             self.skip(1)
             self.at -= 1
-            self._window = self._read(self.at, min(_WINDOW, self.left))
-            self._begin, place = self.at, 0
+            self._fill()
+            place = 0
         self.at += 1
         return self._window[place]
+
+    def ahead(self, count: int) -> bytes:
+        """Up to `count` bytes from here on, or the rest of a window that was read."""
+        place = self.at - self._begin
+        if not 0 <= place <= len(self._window) - _WINDOW * 3 // 4:
+            self._fill()
+            place = 0
+        return self._window[place : place + count]
+
+    def _fill(self) -> None:
+        """Let the window begin here."""
+        self._window = self._read(self.at, min(_WINDOW, self.left))
+        self._begin = self.at
 
     def _read(self, at: int, count: int) -> bytes:
         self._file.seek(self.base + at)

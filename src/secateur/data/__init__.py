@@ -179,12 +179,12 @@ def _kind_of(
         if word in ("folder", "hub", "parquet") and given is None:
             raise OptionError(f"dataset {name!r} is a kind of dataset: give the place too, with path=")
         return word, given
-    if ":" in name and name.startswith("."):
+    local = Path(name)
+    if ":" in name and name.startswith(".") and not local.exists():
         raise UnknownNameError(
             f"data {name!r}: expected package.module:function for data of your own; did you mean "
             f"{name.removeprefix('./').replace('.py:', ':').replace('/', '.')}?"
         )
-    local = Path(name)
     if local.is_file() and local.suffix == ".parquet":
         return "parquet", name
     if local.is_dir():

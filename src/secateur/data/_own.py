@@ -12,6 +12,7 @@ uint8 [N, C, H, W], are normalised as those of the datasets by name; other input
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -39,7 +40,8 @@ def runs_code(name: str) -> bool:
         name: A dataset's name.
 
     Returns:
-        True for `package.module:function`; a path is none.
+        True for `package.module:function`; a path is none. A folder's name with a colon in it is written `./NAME`, so
+        that it depends on no folder whether a name is code.
 
     >>> runs_code("os:system"), runs_code("digits"), runs_code("./folder:1"), runs_code("OWNER/NAME")
     (True, False, False, False)
@@ -74,13 +76,18 @@ def answer_of(name: str, options: Mapping[str, object], seed: int) -> object:
         seed: Of torch's, numpy's and Python's generators.
 
     Raises:
-        OptionError: The options do not fit it.
+        OptionError: The options do not fit it, or there is a folder of this name.
         DataError: It failed.
     """
     import random
 
     from secateur.adapters import functions
 
+    if os.path.exists(name):
+        raise OptionError(
+            f"data {name!r}: expected a function, package.module:function, and there is a file or folder of this name "
+            f"too; write './{name}' for that, or rename it"
+        )
     function: Callable[..., Any] = functions.find(name, "data")
     functions.check_options(function, dict(options), f"data {name!r}")
     with kept_random_state():

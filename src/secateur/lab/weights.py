@@ -40,7 +40,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """The tensors of a .safetensors, .pt, .pth, .bin or .sct file, by name."""
     where = find_weights(path)
     if where.suffix == ".sct":
-        from secateur.container.archive import load
+        from secateur.container.loading import load
 
         found: Any = load(where)
     elif where.suffix == ".safetensors":
@@ -66,7 +66,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     DataParallel and `torch.compile` add.
     """
     if Path(path).suffix == ".sct":
-        from secateur.container.archive import load
+        from secateur.container.loading import load
 
         load(find_weights(path), into=model)
         return

@@ -44,8 +44,9 @@ from secateur.execution.devices import device_of, sync
 from secateur.execution.example import Example
 from secateur.execution.verb import verb
 
-__all__ = ["compare", "latency", "median_interval"]
+__all__ = ["by_own_time", "compare", "latency", "median_interval"]
 
+_OWN_TIME = "processor time"
 DEFINITION = "median time of one forward pass in evaluation mode, without gradients"
 _SHORTEST = 1e-3  # seconds a reading should last at least: several passes make one where a pass is quicker
 _WARM = 30  # passes, at most
@@ -141,7 +142,7 @@ def compare(
         if _own_tells(*readings):
             clock = statistics.median(ratios)
             ratios = [x.own / y.own for x, y in zip(*readings, strict=True)]
-            what = "processor time"
+            what = _OWN_TIME
             note = (
                 f"the processor was busy with other work, so its own times are compared; by the clock {clock:.4g} x",
             )
@@ -158,6 +159,15 @@ def compare(
         Measurement("speedup", value, "x", meaning, {}, tuple(ratios), note + few + verdict, spread=spread)
     )
     return Measurements(rows)
+
+
+def by_own_time(speedup: Measurement) -> bool:
+    """Whether a `speedup` of `compare` is that of the processor's own times, as on a busy machine.
+
+    Args:
+        speedup: The row.
+    """
+    return speedup.definition.startswith(_OWN_TIME)
 
 
 def median_interval(readings: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:

@@ -21,7 +21,7 @@ import itertools
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -44,7 +44,7 @@ from secateur.execution.devices import device_of
 from secateur.execution.example import Batch, Example, call_arguments, first_example, read_batch
 from secateur.execution.gradients import move
 from secateur.execution.undisturbed import kept_random_state, undisturbed
-from secateur.metrics.latency import compare, latency
+from secateur.metrics.latency import by_own_time, compare, latency
 from secateur.metrics.macs import macs, uses
 from secateur.pruning.unit_masks import masks_of
 from secateur.quantize.share import share
@@ -61,9 +61,25 @@ _BATCHES = 8
 _EXAMPLE_ONLY = ProofOptions(("no_grad",), other_shapes=False)
 """The proof of a model that is cut only to be measured."""
 
-# device, threads, example and the widths of both models -> times in ms, and as shares of the dense model's time, which
-# was read in the same turn
-_TIMES: dict[str, tuple[list[float], list[float]]] = {}
+
+@dataclass
+class _Times:
+    """Readings of one small model: ms by the clock, and shares of the dense model's time, read in the same turns."""
+
+    ms: list[float] = field(default_factory=list)
+    by_clock: list[float] = field(default_factory=list)
+    by_processor: list[float] = field(
+        default_factory=list
+    )  # of its own times, where other work interrupted both
+
+    @property
+    def share(self) -> float:
+        """The median share by the clock; by the processor's own times where the clock was never to be relied on."""
+        return statistics.median(self.by_clock or self.by_processor)
+
+
+# by a digest of device, threads, example and the widths of both models
+_TIMES: dict[str, _Times] = {}
 
 
 class CostModel:
@@ -233,18 +249,19 @@ class CostModel:
         small = self._shrunk(masks)
         model = self.model if small is None else small.model
         key = self._key(model, threads)
-        times, shares = _TIMES.setdefault(key, ([], []))
-        if not times or again:
+        times = _TIMES.setdefault(key, _Times())
+        if not times.ms or again:
             if small is None:
                 # the dense model compared with itself would show noise alone; its own time is enough
                 found = latency(model, self._example, trials=trials, threads=threads)
-                times += _readings(found[0])
-                shares.append(1.0)
+                times.ms += _readings(found[0])
+                times.by_clock.append(1.0)
             else:
                 found = compare(self.model, model, self._example, trials=trials, threads=threads)
-                times += _readings(found[1])
+                times.ms += _readings(found[1])
+                shares = times.by_processor if by_own_time(found["speedup"]) else times.by_clock
                 shares += [1.0 / ratio for ratio in _readings(found["speedup"])]
-        return statistics.median(times), statistics.median(shares)
+        return statistics.median(times.ms), times.share
 
     def _shrunk(self, masks: Masks) -> Shrunk | None:
         """The smaller model, or None if nothing is removed."""

@@ -37,7 +37,6 @@ from secateur.compensation.low_rank import (
     sides,
     spatial_layers,
 )
-from secateur.core.cut_mark import shapes_before
 from secateur.core.model_kinds import plain_model
 from secateur.errors import BudgetNotMetError, NothingToDoError, OptionError
 from secateur.execution.example import Example
@@ -137,7 +136,7 @@ def factorise(
     small, error = replaced(model, found, chosen, example, forms)
     lost = {name: _error(found[name], rank) for name, rank in chosen.items()}
     plan = ShrinkPlan(keep={}, factors=chosen, spatial=tuple(sorted(forms)), model=type(model).__name__)
-    mark_model(small, plan, shapes_before(model))
+    mark_model(small, plan, model)
     return Factorised(small, chosen, _count(model), _count(small), error, lost, plan)
 
 

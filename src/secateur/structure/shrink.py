@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from secateur.core.cut_mark import shapes_before
 from secateur.core.masks import Masks
 from secateur.core.model_kinds import plain_model
 from secateur.errors import NothingToDoError, OptionError, ProofError
@@ -191,7 +190,7 @@ def shrink(
     work = _ProvenCut(model, masks, example, options, as_proof_options(proof))
     done, found = work.run()
     plan = replace(done.plan, proof=found.domain)
-    mark_model(done.model, plan, shapes_before(model))
+    mark_model(done.model, plan, model)
     return Shrunk(done.model, found, plan, done.left, (*done.locked, *work.locks.values()), done.unsaid)
 
 

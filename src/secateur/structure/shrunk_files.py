@@ -269,7 +269,7 @@ def save_shrunk(model: nn.Module, plan: ShrinkPlan, path: str | os.PathLike[str]
         ".safetensors",
         ", or write a .sct file with sc.save(small, path)",
     )
-    warn_of_plan(model, plan.shapes, path)
+    warn_of_plan(model, plan.shapes, path, plan.layers)
     data = save(tensors, metadata={"format": "secateur-shrunk", "version": "1", "plan": plan.to_json()})
     with atomic_open(path) as file:
         file.write(data)

@@ -17,7 +17,8 @@ from pydantic import Field
 from torch import nn
 
 from secateur.coding import indices
-from secateur.container.archive import load, save
+from secateur.container.archive import save
+from secateur.container.loading import load
 from secateur.container.save_options import SaveOptions, check_names
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import OptionError, ProofError

@@ -16,7 +16,8 @@ from typing import Any
 from pydantic import Field
 from torch import nn
 
-from secateur.adapters.ultralytics import check_yolo_data, check_yolo_options, save_yolo, train_yolo
+from secateur.adapters.ultralytics import save_yolo
+from secateur.adapters.ultralytics_training import check_yolo_data, check_yolo_options, train_yolo
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import DataError, OptionError
 from secateur.lab.outcomes import Table

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from secateur.compensation.low_rank import replace_
-from secateur.core.cut_mark import mark_cut, shapes_before, unmark_cut
+from secateur.core.cut_mark import layers_kept, mark_cut, shapes_before, unmark_cut
 from secateur.core.json_text import are_counts, is_count, parse
 from secateur.errors import PlanError, SecateurError
 from secateur.execution.fast_copy import modules_of, tensors_of
@@ -346,7 +346,7 @@ class ShrinkPlan:
         self.check(model)
         if self.factors:
             done = _factorised(model, self.factors, self.spatial)
-            mark_model(done, self, shapes_before(done))
+            mark_model(done, self, done)
             return replace(self, factors={}, spatial=()).apply_(done)
         lengths = kept_positions(model, self.layers)
         take_out_(model, self.layers)
@@ -369,24 +369,24 @@ class ShrinkPlan:
             if isinstance(module, nn.RNNBase):
                 module.flatten_parameters()
         if self.keep or self.layers:
-            mark_model(model, self, shapes_before(model))
+            mark_model(model, self, model)
         return model
 
 
-def mark_model(model: nn.Module, plan: ShrinkPlan, earlier: Mapping[str, tuple[int, ...]] | None) -> None:
+def mark_model(model: nn.Module, plan: ShrinkPlan, before: nn.Module) -> None:
     """Mark a model as cut by a plan, unless its configuration states the new widths.
 
     Args:
         model: The model after the cut.
         plan: The plan.
-        earlier: The mark of the model before the cut.
+        before: The model before the cut, with the mark of earlier ones; the same one where it was cut in place.
     """
     if any(name.startswith("config.") for name in plan.attributes.get("", {})):
         unmark_cut(model)
-    elif plan.layers:  # those behind layers that leave are renumbered: no shape belongs to a name for certain
-        mark_cut(model, None, {})
     else:
-        mark_cut(model, earlier, plan.shapes)
+        earlier = shapes_before(before)
+        layers = entries_then(layers_kept(before), plan.layers)
+        mark_cut(model, earlier and _renamed(earlier, plan.layers), plan.shapes, layers)
 
 
 def _factorised(model: nn.Module, ranks: Mapping[str, int], spatial: Sequence[str]) -> nn.Module:

@@ -31,12 +31,14 @@ from secateur.cli import (
     watch,
     words,
 )
+from secateur.cli.sections import Sections
 from secateur.core.terminal import say
 
 __all__ = ["app"]
 
 app = typer.Typer(
     name="secateur",
+    cls=Sections,
     help="Prune, retrain, share, code and measure any PyTorch model, with the proof beside it.",
     epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 budget not met, 4 nothing to do.",
     no_args_is_help=True,

@@ -103,6 +103,7 @@ def test_dry_run_says_what_would_run_and_does_nothing(secateur):
     assert code == 0
     assert "prune   criterion=l1, budget=0.8" in out
     assert "3 steps would run, 0 are cached" in out
+    assert "digits: images of 1x8x8 are given as 1x28x28, as " in out
     assert not Path("runs").exists()
     secateur("run", "r.toml")
     assert "0 steps would run, 3 are cached" in secateur("run", "r.toml", "--dry-run")[1]
@@ -112,6 +113,15 @@ def test_dry_run_says_what_would_run_and_does_nothing(secateur):
     )
     plan = json.loads(secateur("run", "r.toml", "--dry-run", "--json")[1])
     assert [row["what"] for row in plan["steps"]] == ["cached"] * 3
+
+
+def test_a_dry_run_of_a_grid_shows_what_each_trial_sets_the_seed_too(secateur):
+    grid = ["r.toml", "--dry-run", "--grid", "prune.budget=0.5,0.7", "--seeds", "2"]
+    lines = secateur("sweep", *grid)[1].splitlines()
+    assert "settings" in lines[1]
+    assert sum("prune.budget=0.7, lab.seed=1" in line for line in lines) == 1
+    steps = json.loads(secateur("sweep", *grid, "--json")[1])["steps"]
+    assert steps[-1]["settings"] == {"prune.budget": 0.7, "lab.seed": 1}
 
 
 def test_seed_and_device_reach_the_recipe(secateur):
@@ -235,6 +245,16 @@ def test_a_budget_that_is_not_met_leaves_with_3(secateur, monkeypatch):
     assert secateur("run", "r.toml") == (3, "", "error: asked for 1 kB, came to 2 kB\n")
 
 
+def _described_in(files: dict[str, str]) -> list[tuple[str, str]]:
+    """What `list` says of a folder of these files."""
+    from secateur.cli import words
+
+    Path("folder").mkdir()
+    for name, text in files.items():
+        Path("folder", f"{name}.py").write_text(text)
+    return words.described(Path("folder"))
+
+
 def test_list_tells_all_words_and_schema_is_json(secateur):
     listed = json.loads(secateur("list", "--json")[1])
     kinds = "criteria granularities budgets models data measures sharing sparsify allocation steps charts sinks studies"
@@ -246,6 +266,12 @@ def test_list_tells_all_words_and_schema_is_json(secateur):
     )
     assert {"name": "prune", "about": about} in listed["steps"]
     assert all(row["about"] for rows in listed.values() for row in rows)
+    assert dict(
+        _described_in({"a": '"""Of the file."""', "b": 'class B:\n    """Of the class.\n\n    More."""'})
+    ) == {
+        "a": "Of the file.",
+        "b": "Of the class.",
+    }
     assert json.loads(secateur("schema")[1])["title"] == "secateur recipe"
     assert secateur("schema", "--out", "s.json")[1] == "s.json\n"
 

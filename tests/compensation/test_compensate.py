@@ -695,3 +695,27 @@ def test_the_table_says_of_what_before_and_after_are():
     head, *rows = result.table().splitlines()
     assert head.split("  ")[-2:] == ["error before", "error after"]
     assert all(len(row) >= len(head) for row in rows[: len(result.layers)])
+
+
+class TwoInputs(nn.Module):
+    """A model of two inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Linear(6, 8), nn.Linear(3, 8)
+        self.last = nn.Linear(8, 2)
+
+    def forward(self, signal, extra):
+        return self.last(torch.relu(self.one(signal) + self.other(extra)))
+
+
+def test_two_inputs_read_as_inputs_and_targets_are_an_error_that_shows_the_form():
+    model = TwoInputs().eval()
+    pair = (torch.randn(32, 6), torch.randn(32, 3))
+    masks = sc.prune(model, "l2", "element", 0.5)
+    for batch in (pair, list(pair)):
+        with pytest.raises(DataError, match=r"read as \(inputs, targets\).*'extra'.*give \(\(a, b\), None\)"):
+            sc.compensate(model, masks, [batch])
+    given = sc.compensate(model, masks, [(pair, None)]).model
+    named = sc.compensate(model, masks, [{"signal": pair[0], "extra": pair[1]}]).model
+    assert torch.equal(given(*pair), named(*pair))

@@ -29,5 +29,5 @@ def test_every_field_the_guide_names_exists() -> None:
     from secateur.criteria import Criterion
 
     named = re.findall(r"^\| `(\w+)", GUIDE.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    assert len(named) == 6
+    assert len(named) == 7
     assert all(hasattr(Criterion, name) for name in named)

@@ -54,6 +54,12 @@ def test_a_method_keeps_the_options_that_the_recipe_gives_its_criterion():
     assert found == {"taylor": {"name": "taylor", "mode": "train"}, "lamp": "lamp"}
 
 
+def test_a_method_is_called_what_its_criterion_is_called_in_recipes():
+    made = plan(comparison_recipe(Recipe.parse(RECIPE), ["l2", "magnitude", "l1", "movement"], 1))
+    found = {trial.settings["method"]: trial.steps[1].step.criterion for trial in made.trials}
+    assert found == {name: name for name in ("l2", "magnitude", "l1", "movement")}
+
+
 def test_an_interval_is_shown_within_what_an_accuracy_can_be():
     rows = comparing._rows(ran({"l2": [0.9, 1.0], "random": [0.0, 0.1]}), ["l2", "random"])
     shown = comparing.MethodComparison(tuple(rows), 2, None).table()[1]

@@ -9,6 +9,8 @@ import sys
 import pytest
 
 from secateur.errors import OptionError, RecipeError, UnknownNameError
+from secateur.lab import final_state, steps
+from secateur.lab.comparing import comparison_recipe
 from secateur.lab.engine import run
 from secateur.lab.planning import plan
 from secateur.lab.recipe import Recipe, schema
@@ -18,6 +20,9 @@ from secateur.lab.store import Store
 SOURCE = """
 import pathlib
 import torch
+from secateur import Scores
+from secateur.budget import Overall
+from secateur.criteria import Criterion
 pathlib.Path({marker!r}).touch()
 
 def net():
@@ -27,6 +32,16 @@ def rows(count=80, start=0):
     inputs = torch.arange(start, start + count * 4.0).reshape(count, 4).sin()
     part = (inputs, (inputs[:, 0] > 0).long())
     return dict(train=part, test=part)
+
+class Score(Criterion):
+    def __init__(self, sign=1.0):
+        self.sign = sign
+
+    def scores(self, model, targets, context):
+        return Scores({{t.name: self.sign * t.of(model).detach().abs() + 100 for t in targets}})
+
+def share(sparsity=0.5):
+    return Overall(sparsity)
 
 def judge(model):
     return {{"worth": float(model[0].weight.abs().sum() > 0) * {number}, "other": 2.0}}
@@ -60,6 +75,24 @@ PLACES = {
     "evaluate without a function": '[model]\nname = "fc"\n' + MEASURE.format(evaluate="{0}"),
     "grid of data": '[model]\nname = "fc"\n' + PRUNE + '[grid]\n"data.name" = ["digits", "{0}:rows"]\n',
     "grid": '[model]\nname = "fc"\n[[step]]\nkind = "measure"\n[grid]\nmeasure.evaluate = ["{0}:rows"]\n',
+    "criterion": '[model]\nname = "fc"\n' + PRUNE + 'criterion = "{0}:rows"\n',
+    "table of a criterion": '[model]\nname = "fc"\n'
+    + PRUNE
+    + 'criterion = {{name = "{0}:rows", sign = 1}}\n',
+    "list of criteria": '[model]\nname = "fc"\n' + PRUNE + 'criterion = ["l1", {{name = "{0}:rows"}}]\n',
+    "granularity": '[model]\nname = "fc"\n' + PRUNE + 'granularity = "{0}:rows"\n',
+    "budget": '[model]\nname = "fc"\n[[step]]\nkind = "prune"\nbudget = {{name = "{0}:rows"}}\n',
+    "criterion of a scan": '[model]\nname = "fc"\n[[step]]\nkind = "scan"\ncriterion = "{0}:rows"\n',
+    "criterion of a search": '[model]\nname = "fc"\n[[step]]\nkind = "allocate"\nkeep = 0.5\ncriterion = "{0}:rows"\n',
+    "criterion in sparse training": '[model]\nname = "fc"\n[[step]]\nkind = "train"\nepochs = 1\n'
+    + 'sparsify = {{name = "growing", criterion = {{name = "{0}:rows"}}}}\n',
+    "grid of criteria": '[model]\nname = "fc"\n' + PRUNE + '[grid]\n"prune.criterion" = ["l1", "{0}:rows"]\n',
+    "grid of a name": '[model]\nname = "fc"\n'
+    + PRUNE
+    + 'criterion = {{name = "l1"}}\n[grid]\n"prune.criterion.name" = ["l1", "{0}:rows"]\n',
+    "choice of criteria": '[model]\nname = "fc"\n'
+    + PRUNE
+    + '[choice.how]\na = {{prune.criterion = "{0}:rows"}}\n',
     "choice": '[model]\nname = "fc"\n[[step]]\nkind = "measure"\n'
     + '[choice.how]\na = {{"measure.evaluate" = "{0}:rows"}}\n',
 }
@@ -297,3 +330,88 @@ def test_a_report_shows_a_score_and_an_accuracy_in_per_cent_as_they_are():
     assert headline(rows("score", 0.8, 0.9)) == "score 0.8 → 0.9 (+0.1)"
     assert headline(rows("accuracy", 91.3, 90.1)) == "accuracy 91.3 → 90.1 (−1.2)"
     assert headline(rows("accuracy", 0.913, 0.901)) == "accuracy 91.30 % → 90.10 % (−1.20 points)"
+
+
+def pruned_by(name: str, criterion: str, more: str = "") -> Recipe:
+    text = CODE.format(data=f"{name}:rows", model=f"{name}:net")
+    return Recipe.parse(text + PRUNE + f"criterion = {criterion}\n{more}", allow_code=True)
+
+
+def kept(recipe: Recipe, store: Store) -> list[bool]:
+    ran = run(recipe, store)
+    masks = final_state(ran.plan.trials[0], store).masks
+    return masks["0.weight"].flatten().tolist()
+
+
+def test_a_criterion_of_ones_own_prunes_as_the_criterion_that_it_is(mine, tmp_path):
+    name, _ = mine
+    store = Store(tmp_path / "runs")
+    smallest = kept(pruned_by(name, '"magnitude"'), store)
+    assert kept(pruned_by(name, f'"{name}:Score"'), store) == smallest
+    largest = kept(pruned_by(name, f'{{name = "{name}:Score", sign = -1.0}}'), store)
+    assert largest == [not each for each in smallest]
+    text = CODE.format(data=f"{name}:rows", model=f"{name}:net") + '[[step]]\nkind = "prune"\n'
+    shared = Recipe.parse(text + f'budget = {{name = "{name}:share", sparsity = 0.25}}\n', allow_code=True)
+    assert sum(kept(shared, store)) > len(smallest) / 2
+
+
+def test_the_file_of_a_criterion_is_part_of_the_address(mine, tmp_path, monkeypatch):
+    name, _ = mine
+
+    def key(recipe):
+        return plan(recipe).trials[0].steps[0].key
+
+    before, plain = key(pruned_by(name, f'"{name}:Score"')), key(pruned_by(name, '"l1"'))
+    monkeypatch.setattr(steps.functions, "source_digest", lambda reference, kind: f"other {reference} {kind}")
+    assert key(pruned_by(name, f'"{name}:Score"')) != before
+    assert key(pruned_by(name, '"l1"')) == plain
+
+
+@pytest.mark.parametrize(
+    ("criterion", "words"),
+    [
+        (
+            '"{0}:rows"',
+            r"criterion 'own_\w+:rows': expected a class derived from secateur.criteria.Criterion",
+        ),
+        ('{{name = "{0}:Score", sgn = 1}}', r"the options \{{'sgn': 1\}} do not fit it"),
+        ('"{0}:Scores2"', r"has no 'Scores2'; did you mean 'Scores'"),
+        ('"{0}-x:Score"', r"expected a name, or module:Class of your own, in letters"),
+        ('" {0}/x:Score"', r"expected a name, or module:Class of your own, in letters"),
+    ],
+)
+def test_what_is_no_criterion_is_refused_in_words(mine, criterion, words):
+    name, _ = mine
+    with pytest.raises((OptionError, UnknownNameError), match=words.format()):
+        plan(pruned_by(name, criterion.format(name)))
+
+
+def test_a_name_that_is_not_written_as_code_is_never_imported(mine, tmp_path):
+    """What the check of a file lets pass cannot reach an import: both read names by one rule."""
+    _, marker = mine
+    (tmp_path / "a-b.py").write_text(f"import pathlib\npathlib.Path({str(marker)!r}).touch()\nX = object\n")
+    text = '[model]\nname = "fc"\n' + PRUNE + "criterion = {}\n"
+    for word in ("a-b:X", "a-b:X ", "a-b :X", "\u202ea-b:X", ":X", "a-b:"):
+        with pytest.raises((OptionError, UnknownNameError, RecipeError)):
+            plan(Recipe.parse(text.format(json.dumps(word))))
+    assert not marker.exists()
+    assert (
+        Recipe.parse('[model]\nname = "fc"\n' + PRUNE + 'skip = ["type:Conv2d"]\n').allowed_code
+        == frozenset()
+    )
+
+
+def test_a_criterion_of_the_command_line_needs_no_permission(mine):
+    name, _ = mine
+    text = '[model]\nname = "fc"\n' + PRUNE
+    given = Recipe.parse(text, [f"prune.criterion={name}:Score"])
+    assert given.allowed_code == {f"{name}:Score"}
+    table = Recipe.parse(
+        text, [f"prune.criterion={{name='{name}:Score', sign=-1}}"], [f"prune.granularity=element,{name}:G"]
+    )
+    assert table.allowed_code == {f"{name}:Score", f"{name}:G"}
+    compared = '[[step]]\nkind = "measure"\nwhat = ["accuracy", "macs"]\n'
+    made = comparison_recipe(Recipe.parse(text + compared), ["l2", f"{name}:Score"], 1)
+    assert [one.steps[0].criterion for _, one in made.trials()] == ["l2", f"{name}:Score"]
+    with pytest.raises(RecipeError, match="would import other"):
+        Recipe.parse(text + 'criterion = "other:Score"\n', [f"prune.granularity={name}:G"])

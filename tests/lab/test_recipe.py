@@ -7,7 +7,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from secateur.errors import RecipeError, UnknownNameError
+from secateur.errors import RecipeError, StructureError, UnknownNameError
+from secateur.lab.planning import plan, reshaping
 from secateur.lab.recipe import Recipe, schema
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -192,3 +193,95 @@ def test_a_grid_has_an_end():
     steps = '[[step]]\nkind = "prune"\n' * 3
     with pytest.raises(RecipeError, match="more than 100,000 combinations"):
         Recipe.parse(f"{steps}[grid]\n{axes}").trials()
+
+
+GRID = TEXT + "[grid]\nprune.criterion = ['l1', 'l2']\n'more.budget' = '0.1:0.3:0.1'\n'lab.seed' = [0, 1]\n"
+
+
+def test_a_key_that_the_grid_varies_is_what_set_says_in_every_trial():
+    recipe = Recipe.parse(GRID, ["prune.criterion=random"])
+    assert recipe.grid == {"prune.criterion": ("random",), "more.budget": (0.1, 0.2, 0.3), "lab.seed": (0, 1)}
+    assert {one.steps[1].criterion for _, one in recipe.trials()} == {"random"}
+    assert {one.lab.seed for _, one in Recipe.parse(GRID, ["lab.seed=7"]).trials()} == {7}
+    assert Recipe.parse(GRID, ["more.budget=0.123"]).grid["more.budget"] == (0.123,)
+    with pytest.raises(UnknownNameError, match="unknown criterion 'nonsense'"):
+        plan(Recipe.parse(GRID, ["prune.criterion=nonsense"]))
+    again = Recipe.of(recipe.plain())
+    assert again.grid == recipe.grid
+
+
+def test_conditions_follow_an_axis_that_set_gives_one_value():
+    text = TEXT + "[grid]\n'prune.criterion' = ['l1', 'snip']\n"
+    text += "'prune.images' = {values = [1, 10], when = {'prune.criterion' = ['snip']}}\n"
+    text += "'more.budget' = {values = [0.1, 0.2], when = {'prune.images' = 10}}\n"
+    assert len(Recipe.parse(text, ["prune.criterion=snip"]).trials()) == 3
+    alone = Recipe.parse(text, ["prune.criterion=l1"])
+    assert (alone.grid, alone.when) == ({"prune.criterion": ("l1",)}, {})
+    everywhere = Recipe.parse(text, ["prune.images=10"])
+    assert everywhere.grid["prune.images"] == (10,)
+    assert len(everywhere.trials()) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "setting", "words"),
+    [
+        (
+            "[grid]\n'more.budget' = [0.1, 0.2]\n",
+            "more.budget.sparsity=0.3",
+            "the axis 'more.budget' of the grid",
+        ),
+        (
+            "[grid]\n'more.budget.sparsity' = [0.1, 0.2]\n",
+            "more.budget=0.3",
+            "--set more.budget.sparsity=VALUE",
+        ),
+        ("[choice.how]\na = {'more.budget' = 0.1}\n", "more.budget=0.3", "the axis 'how' of the grid"),
+    ],
+)
+def test_a_set_that_an_axis_would_undo_is_an_error(text, setting, words):
+    with pytest.raises(RecipeError, match=words):
+        Recipe.parse(TEXT + text, [setting])
+
+
+def test_set_and_grid_of_one_key_on_one_command_line_are_an_error_unless_they_agree():
+    with pytest.raises(RecipeError, match=r"--set and --grid both give 'more\.budget'"):
+        Recipe.parse(TEXT, ["more.budget=0.3"], ["more.budget=0.1,0.2"])
+    seeds = Recipe.parse(TEXT, ["lab.seed=3"], ["lab.seed=3:4:1"])
+    assert seeds.grid == {"lab.seed": (3, 4)}
+    named = Recipe.parse(
+        TEXT + "[choice.how]\na = {'more.budget' = 0.1}\nb = {'more.budget' = 0.2}\n", ["how=b"]
+    )
+    assert [one.steps[2].budget for _, one in named.trials()] == [0.2]
+    inside = Recipe.parse(
+        TEXT + "[grid]\n'more.budget.sparsity' = [0.1, 0.2]\n", ["more.budget={name='overall'}"]
+    )
+    assert [one.steps[2].budget for _, one in inside.trials()] == [
+        {"name": "overall", "sparsity": 0.1},
+        {"name": "overall", "sparsity": 0.2},
+    ]
+
+
+@pytest.mark.parametrize("kind", ["prune", "scan", "allocate"])
+def test_a_criterion_that_cannot_score_this_model_is_found_before_any_work(kind):
+    more = {"prune": "budget = 0.5", "scan": "", "allocate": "keep = 0.5"}[kind]
+    text = f"[model]\nname = '{{name}}'\n[[step]]\nkind = '{kind}'\ncriterion = 'bn_scale'\n"
+    text += f"granularity = 'filter'\n{more}"
+    with pytest.raises(StructureError, match=f"step '{kind}': bn_scale: expected a model with batch norms"):
+        plan(Recipe.parse(text.format(name="cnn")))
+    assert plan(Recipe.parse(text.format(name="resnet20"))).trials
+
+
+def test_images_in_another_shape_than_their_own_are_said_to_be():
+    def lines(text: str) -> list[str]:
+        return reshaping(one for _, one in Recipe.parse(text + "[[step]]\nkind = 'prune'\n").trials())
+
+    data = "[data]\nname = 'digits'\nlimit = 20\n"
+    assert lines(data + "[model]\nname = 'resnet20'\n") == [
+        "digits: images of 1x8x8 are given as 3x32x32, as resnet20 takes them"
+    ]
+    assert lines(data + "size = 28\nchannels = 1\n[model]\nname = 'cnn'\n") == [
+        "digits: images of 1x8x8 are given as 1x28x28, as the recipe asks"
+    ]
+    assert lines(data + "size = 8\nchannels = 1\n[model]\nname = 'cnn'\n") == []
+    swept = data + "[model]\nname = 'cnn'\n[grid]\n'model.name' = ['cnn', 'resnet20']\n'lab.seed' = [0, 1]\n"
+    assert len(reshaping(one for _, one in Recipe.parse("[[step]]\nkind = 'prune'\n" + swept).trials())) == 2

@@ -199,3 +199,13 @@ def test_ways_share_out_the_same_work_differently():
         )
         left = sc.measure(model, x, masks=masks, what="macs")["macs_nonzero"].value / dense
         assert 0.5 <= left < 0.6
+
+
+def test_a_recipe_that_measures_its_dense_model_keeps_doing_so_beside_the_search():
+    text = RECIPE + '[[step]]\nkind = "measure"\nlabel = "dense"\n'
+    text += '[[step]]\nkind = "measure"\nlabel = "result"\nagainst = "dense"\n'
+    made = auto_module._apart(Recipe.parse(text, name="tiny"))
+    assert [step.label for step in made.steps] == ["train", "recipe_dense", "recipe_result"]
+    assert made.steps[2].against == "recipe_dense"
+    plain = Recipe.parse(RECIPE + '[[step]]\nkind = "measure"\nlabel = "mine"\n')
+    assert auto_module._apart(plain) is plain

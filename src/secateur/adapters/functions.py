@@ -25,6 +25,10 @@ __all__ = ["check_options", "find", "source_digest"]
 
 _EXPECTED = "package.module:function, with the package installed or its folder in PYTHONPATH"
 _MAKES = {"model": "a function or class that makes a model", "data": "a function that returns data"}
+_MAKES |= {
+    kind: f"a class of your own, or a function that makes a {kind}"
+    for kind in ("criterion", "granularity", "budget")
+}
 
 
 def find(reference: str, kind: str) -> Callable[..., Any]:

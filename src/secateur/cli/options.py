@@ -20,6 +20,7 @@ from secateur.core.terminal import say
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from secateur.criteria import CriterionLike
     from secateur.lab.recipe import Recipe
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "StoreFolder",
     "Trials",
     "debugging",
+    "own_criterion",
     "repetitions_of",
 ]
 
@@ -123,7 +125,7 @@ AllowCode = Annotated[
     bool,
     typer.Option(
         "--allow-code",
-        help="Import and call models, data and judgements that the file names as package.module:function.",
+        help="Import and call models, data, judgements and criteria that the file names as package.module:function.",
     ),
 ]
 Evaluate = Annotated[
@@ -140,6 +142,24 @@ DryRun = Annotated[
 Jobs = Annotated[
     int, typer.Option("--jobs", "-j", min=1, help="Number of processes that share a grid's trials.")
 ]
+
+
+def own_criterion(text: str) -> CriterionLike:
+    """A criterion of the command line: its name, or the value that `module:Class` of the user's own makes.
+
+    Args:
+        text: What `--criterion` says.
+
+    >>> own_criterion("l2"), own_criterion("secateur.criteria.fpgm:Fpgm").__class__.__name__
+    ('l2', 'Fpgm')
+    """
+    if ":" not in text:
+        return text
+    from secateur import criteria
+    from secateur.lab.steps import make
+
+    found: CriterionLike = make(criteria.registry, text)
+    return found
 
 
 @dataclass(frozen=True)

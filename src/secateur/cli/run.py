@@ -66,6 +66,7 @@ def _carry_out(
     """Run a recipe, or print what would be run."""
     from secateur.lab import launched
     from secateur.lab.planning import plan as make_plan
+    from secateur.lab.planning import reshaping
     from secateur.lab.store import Store
 
     plan = make_plan(recipe, device=cluster.device(recipe) if cluster is not None else None)
@@ -73,6 +74,9 @@ def _carry_out(
         _preview(plan, flags, output.json)
         return
     store = Store(flags.store)
+    if not output.quiet:
+        for line in reshaping(trial.recipe for trial in plan.trials):
+            say(line, error=True)
     if launched.rank()[0] > 0:
         # Under `accelerate launch` the first process runs the recipe, the others help it train.
         for trial in plan.trials:
@@ -85,22 +89,42 @@ def _carry_out(
 def _preview(plan: RunPlan, flags: RunFlags, json: bool) -> None:
     """Print what would be done, step by step, and what is cached."""
     from secateur.lab.display.preview import preview
+    from secateur.lab.planning import reshaping
     from secateur.lab.store import Store
 
     recipe = plan.recipe
+    notes = reshaping(trial.recipe for trial in plan.trials)
     known = Store(flags.store) if (flags.store / "store.sqlite").is_file() else None
     rows = list(plan.rows(known))
     if json:
         names = ("trial", "step", "options", "what")
-        print_json({"recipe": recipe.plain(), "steps": [dict(zip(names, row)) for row in rows]})
+        steps: list[dict[str, object]] = [dict(zip(names, row)) for row in rows]
+        for step in steps:
+            step["settings"] = plan.trials[int(str(step["trial"])) - 1].settings
+        print_json({"recipe": recipe.plain(), "steps": steps, "notes": notes})
         return
     say(f"{recipe.name}: {recipe.model.name} on {recipe.data.name}, seed {recipe.lab.seed}, {plan.device}")
-    show_table(["trial", "step", "options", "what"], rows)
+    for line in notes:
+        say(line)
+    if recipe.grid:
+        show_table(["trial", "settings", "step", "options", "what"], _with_settings(plan, rows))
+    else:
+        show_table(["trial", "step", "options", "what"], rows)
     todo, cached = (sum(row[3] == what for row in rows) for what in ("run", "cached"))
     shared = len(rows) - todo - cached
     say(f"{todo} steps would run, {cached} are cached, {shared} share another trial's work")
     if len(plan.trials) > 1:
         say(preview(plan, known).text(flags.jobs))
+
+
+def _with_settings(plan: RunPlan, rows: list[tuple[str, str, str, str]]) -> list[list[str]]:
+    """The rows with what the grid sets in each trial, such as the seed, beside the trial's first step."""
+    found: list[list[str]] = []
+    for trial, *rest in rows:
+        first = not found or found[-1][0] != trial
+        settings = plan.trials[int(trial) - 1].settings if first else {}
+        found.append([trial, ", ".join(f"{key}={value}" for key, value in settings.items()), *rest])
+    return found
 
 
 def _run(

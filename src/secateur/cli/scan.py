@@ -16,7 +16,7 @@ import typer
 from secateur.cli.cluster import Address, EngineChoice, EngineOption
 from secateur.cli.flags import with_flags
 from secateur.cli.given import InputFlags
-from secateur.cli.options import Evaluate, OutputFlags, Trials, repetitions_of
+from secateur.cli.options import Evaluate, OutputFlags, Trials, own_criterion, repetitions_of
 from secateur.core.terminal import say, shows_bars
 from secateur.errors import OptionError
 
@@ -43,7 +43,9 @@ class ScanFlags:
     ] = None
     evaluate: Evaluate = None
     granularity: Annotated[str, typer.Option("--granularity", help="What is cut as one unit.")] = "filter"
-    criterion: Annotated[str, typer.Option("--criterion", help="How a weight is scored.")] = "l2"
+    criterion: Annotated[
+        str, typer.Option("--criterion", help="How a weight is scored: a name, or module:Class of your own.")
+    ] = "l2"
     levels: Annotated[str, typer.Option("--levels", help="Sparsities: a,b,c or first:last:step.")] = (
         "0.1:0.9:0.1"
     )
@@ -184,7 +186,7 @@ def scan(
         judge,
         flags.granularity,
         flags.sparsities(),
-        criterion=flags.criterion,
+        criterion=own_criterion(flags.criterion),
         skip=flags.skip,
         example=example,
         options=ScanOptions(

@@ -18,7 +18,7 @@ from secateur.cli.calibrating import CalibrationFlags
 from secateur.cli.flags import with_flags
 from secateur.cli.given import InputFlags
 from secateur.cli.measure import AS_COUNTED
-from secateur.cli.options import Evaluate, OutputFlags, Trials, repetitions_of
+from secateur.cli.options import Evaluate, OutputFlags, Trials, own_criterion, repetitions_of
 from secateur.cli.output import print_json, show_table
 from secateur.core.terminal import say
 from secateur.errors import OptionError
@@ -78,7 +78,11 @@ class CutFlags:
         typer.Option("--budget", help="Share of the channels of every group to remove; 0.5 unless given."),
     ] = None
     criterion: Annotated[
-        str, typer.Option("--criterion", help="How a channel is scored, from its weights.")
+        str,
+        typer.Option(
+            "--criterion",
+            help="How a channel is scored, from its weights: a name, or module:Class of your own.",
+        ),
     ] = "l2"
     skip: Annotated[list[str] | None, typer.Option("--skip", help="Layers to leave alone. Repeatable.")] = (
         None
@@ -161,13 +165,13 @@ class CutFlags:
         """
         from secateur.pruning.prune import PruneOptions, prune
 
-        options = PruneOptions(at_least=self.at_least, seed=seed)
+        options, rule = PruneOptions(at_least=self.at_least, seed=seed), own_criterion(self.criterion)
         grains, kept, found = self.granularities(), self.kept(), None
         if kept is not None:
             kinds = [grain for grain, _ in grains]
-            return prune(net, self.criterion, kinds, kept, skip=self.skip, example=example, options=options)
+            return prune(net, rule, kinds, kept, skip=self.skip, example=example, options=options)
         for grain, share in grains:
-            more = prune(net, self.criterion, grain, share, skip=self.skip, example=example, options=options)
+            more = prune(net, rule, grain, share, skip=self.skip, example=example, options=options)
             found = more if found is None else found.merge(more)
         assert found is not None
         return found

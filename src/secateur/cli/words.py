@@ -39,15 +39,25 @@ _FOLDERS = {
 
 
 def _described(what: str) -> list[tuple[str, str]]:
-    """(word, first sentence of its file) of every plug-in of a folder, read without running any of it."""
+    """(word, first sentence) of every plug-in of a kind."""
     if what == "studies":  # recipes, not modules
         return importlib.import_module(_FOLDERS[what]).described()
     folder = Path(importlib.import_module("secateur").__file__ or "").parent
-    folder = folder.joinpath(*_FOLDERS[what].split(".")[1:])
+    return described(folder.joinpath(*_FOLDERS[what].split(".")[1:]))
+
+
+def described(folder: Path) -> list[tuple[str, str]]:
+    """(word, first sentence of its file, else of its class) of every plug-in of a folder, read without running it.
+
+    Args:
+        folder: The folder.
+    """
     found = []
     for path in sorted(folder.glob("*.py")):
         if not path.stem.startswith("_"):
-            text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            own = next((node for node in tree.body if isinstance(node, ast.ClassDef)), None)
+            text = ast.get_docstring(tree) or (ast.get_docstring(own) if own is not None else "") or ""
             found.append((path.stem, " ".join(text.split("\n\n")[0].split())))
     return found
 

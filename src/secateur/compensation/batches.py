@@ -7,6 +7,7 @@ tensor([ True,  True, False])
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -76,9 +77,32 @@ def _for(model: nn.Module, raw: Any, index: int) -> Batch:
         raise DataError(f"{type(model).__name__} has no parameter; pass a model with weights")
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     batch = read_batch(raw, index, labels_apart=True)
+    if index == 0 and isinstance(raw, (list, tuple)):
+        _check_arguments(model, batch)
     return Batch(
         move(batch.args, place.device, dtype), move(batch.kwargs, place.device, dtype), None, batch.size
     )
+
+
+def _check_arguments(model: nn.Module, batch: Batch) -> None:
+    """Raise where the last of a batch's parts was read as its targets, and the model needs it as an argument."""
+    try:
+        needed = inspect.signature(model.forward)
+    except (TypeError, ValueError):  # some callables have no signature; the call itself will tell
+        return
+    given = len(batch.args)
+    try:
+        needed.bind(*batch.args, **batch.kwargs)
+    except TypeError as error:
+        try:
+            needed.bind(*batch.args, None, **batch.kwargs)
+        except TypeError:
+            return
+        raise DataError(
+            f"batch 0 of the data: a tuple or list is read as (inputs, targets), so that {type(model).__name__} would "
+            f"be called with {given} argument{'s' if given > 1 else ''} ({error}); for a model of several inputs give "
+            "((a, b), None), or a dict of its keywords"
+        ) from error
 
 
 def leading_mask(batch: Batch, shape: torch.Size) -> torch.Tensor | None:

@@ -17,7 +17,7 @@ from torch import nn
 from secateur.core.user_warnings import warn
 from secateur.errors import OptionError
 
-__all__ = ["HasModel", "check_kind", "is_exported", "module_of", "plain_model", "unwrapped"]
+__all__ = ["HasModel", "check_kind", "check_trainer", "is_exported", "module_of", "plain_model", "unwrapped"]
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
@@ -48,6 +48,7 @@ def module_of(value: object, name: str = "model") -> nn.Module:
     secateur.errors.OptionError: model: expected a torch.nn.Module, got dict; load the state dict...
     """
     if isinstance(value, nn.Module):
+        check_trainer(value, name)
         return value
     if isinstance(value, HasModel) and isinstance(value.model, nn.Module):
         return value.model
@@ -71,6 +72,7 @@ def plain_model(model: nn.Module, *, refuse: bool = True) -> nn.Module:
         OptionError: The model is of such a kind; the text says what to do.
     """
     inner = unwrapped(model)
+    check_trainer(inner)
     if inner is not model:
         warn(
             f"{type(model).__name__} is a wrapper: the {type(inner).__name__} inside is worked on, and names and "
@@ -80,6 +82,25 @@ def plain_model(model: nn.Module, *, refuse: bool = True) -> nn.Module:
     if refuse and isinstance(model, nn.Module):
         check_kind(model)
     return model
+
+
+def check_trainer(model: nn.Module, argument: str = "model") -> None:
+    """Raise for a tool around a model that is a module too, and whose `train()` starts a training: ultralytics' YOLO.
+
+    Args:
+        model: The model.
+        argument: The argument's name.
+
+    Raises:
+        OptionError: It is one; the text names the model inside.
+    """
+    kinds = [kind for kind in type(model).__mro__ if kind.__module__.startswith("ultralytics.engine")]
+    if kinds:
+        name = type(model).__name__
+        raise OptionError(
+            f"{argument}: {name} is ultralytics' tool around a model, and its train() starts a training; give the "
+            f"model inside: {name.lower()}.model for {name.lower()} = {name}(...)"
+        )
 
 
 def check_kind(model: nn.Module, *, hooks: bool = True) -> None:

@@ -50,6 +50,12 @@ class Criterion(ABC):
     rescore: ClassVar[bool] = False
     """Whether a schedule's rounds need new scores: the scores depend on which weights are already removed."""
 
+    def check_model(self, model: nn.Module) -> None:  # noqa: B027 - most refuse nothing
+        """Raise where no weight of this model can be scored, seen without running it; by default nothing is refused.
+
+        Recipes call it before any work.
+        """
+
     @abstractmethod
     def scores(self, model: nn.Module, targets: Sequence[Target], context: Context) -> Scores:
         """One score per weight. The model must be left exactly as found."""

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateur.core.context import Context
 from secateur.core.scores import Scores, check_finite
@@ -41,6 +42,14 @@ class BnScale(Criterion):
 
     needs_example: ClassVar[bool] = True
     of_outputs: ClassVar[bool] = True
+
+    def check_model(self, model: nn.Module) -> None:
+        """Refuse a model without a batch norm that has factors."""
+        if not any(isinstance(module, _BatchNorm) and module.affine for module in model.modules()):
+            raise StructureError(
+                f"bn_scale: expected a model with batch norms that have factors, got {type(model).__name__} without; "
+                "take another criterion, such as l2"
+            )
 
     def scores(self, model: nn.Module, targets: Sequence[Target], context: Context) -> Scores:
         """|gamma| of each weight's output."""

@@ -138,6 +138,7 @@ def _finished(
         mean=mean,
         std=std,
         fingerprint=content.hexdigest(),
+        own=raw.own,
     )
 
 

@@ -32,7 +32,7 @@ from secateur.errors import DataError, OptionError
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Encoded", "cache_folder", "convert", "decode", "open_source", "pair"]
+__all__ = ["Encoded", "cache_folder", "convert", "decode", "open_source", "pair", "shape_in_file"]
 
 IN_MEMORY = 1 << 30
 """Splits of at most this number of bytes of pixels are decoded once and held in memory; larger ones are streamed."""
@@ -45,6 +45,8 @@ BYTES_PER_BYTE = 8
 
 # The formats that are read. Pillow knows others, of which some start programs.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+
+_GREY = ("1", "L", "I", "I;16")  # Pillow's words for images of one channel
 
 _CHUNK = 512
 
@@ -98,7 +100,7 @@ def decode(data: bytes, size: tuple[int, int] | None, channels: int | None) -> t
     from PIL import Image
 
     with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-        grey = channels == 1 or (channels is None and image.mode in ("1", "L", "I", "I;16"))
+        grey = channels == 1 or (channels is None and image.mode in _GREY)
         mode = "L" if grey else "RGB"
         _check_pixels(image.width, image.height, len(data), "is", _bytes_of_pixel(image, mode, size is None))
         image.load()
@@ -115,6 +117,21 @@ def decode(data: bytes, size: tuple[int, int] | None, channels: int | None) -> t
         picture = resized.crop((left, top, left + width, top + height))
     pixels = np.array(picture, dtype=np.uint8)
     return torch.from_numpy(pixels[None] if grey else np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def shape_in_file(encoded: Encoded) -> tuple[int, int, int] | None:
+    """(channels, height, width) of the first image as its file has it, without decoding it; None where it has none.
+
+    Args:
+        encoded: The images of a split.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(encoded.read(0)), formats=_FORMATS) as image:
+            return 1 if image.mode in _GREY else 3, image.height, image.width
+    except Exception:  # a broken image is an error where it is decoded
+        return None
 
 
 def _bytes_of_pixel(image: Image.Image, mode: str, whole: bool) -> int:

@@ -41,6 +41,8 @@ class Raw:
     validation: Source | None
     test: Source | None
     classes: tuple[str, ...]
+    own: tuple[int, ...] | None = None
+    """(channels, height, width) that the images have in their files, of the first one; None where not known."""
 
 
 def classes_of(values: Sequence[str]) -> tuple[tuple[str, ...], torch.Tensor]:

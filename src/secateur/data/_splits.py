@@ -411,6 +411,16 @@ class Data:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
+    own: tuple[int, ...] | None = None
+    """The shape that the images have in their files, before they were resized or their channels changed."""
+
+    @property
+    def reshaped(self) -> str:
+        """What was changed of the images' shape, in words; "" where nothing was, or it is not known."""
+        if self.own is None or self.own == self.shape:
+            return ""
+        before, after = ("x".join(map(str, shape)) for shape in (self.own, self.shape))
+        return f"images of {before} are given as {after}"
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.shape))

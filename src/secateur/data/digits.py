@@ -35,4 +35,5 @@ class Digits:
             validation=None,
             test=ImageMemory(images[held_out], labels[held_out]),
             classes=tuple(str(digit) for digit in range(10)),
+            own=tuple(pixels.shape[1:]),
         )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from secateur.data._decode import Encoded, open_source
+from secateur.data._decode import Encoded, open_source, shape_in_file
 from secateur.data._kind import Raw, Request, classes_of, named_classes
 from secateur.errors import DataError
 
@@ -229,4 +229,5 @@ def assemble(columns: Mapping[str, Labelled], request: Request, where: str) -> R
     for (split, column), labels in zip(columns.items(), parts):
         column.labels = labels
         opened[split] = open_source(column, request.size, request.channels, request.cache_dir)
-    return Raw(opened["train"], opened.get("validation"), opened.get("test"), classes)
+    own = shape_in_file(columns["train"])
+    return Raw(opened["train"], opened.get("validation"), opened.get("test"), classes, own)

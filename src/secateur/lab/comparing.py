@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from secateur import criteria
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import NothingToDoError, OptionError, RecipeError, near
 from secateur.lab.engine import Ran, run
@@ -69,7 +70,8 @@ def _criterion(name: str, **options: object) -> Method:
 
 
 METHODS: dict[str, Method] = {
-    "magnitude": _criterion("l2"),
+    "l2": _criterion("l2"),
+    "magnitude": _criterion("magnitude"),
     "l1": _criterion("l1"),
     "random": _criterion("random"),
     "lamp": _criterion("lamp"),
@@ -90,7 +92,18 @@ METHODS: dict[str, Method] = {
     "growing": Method({"criterion": "l2"}, {"name": "growing", "which": "all"}),
     "bn_l1": Method({"criterion": "bn_scale"}, {"name": "bn_l1", "strength": 1e-4}),
 }
-"""The methods by name. `magnitude` is the norm of a unit, with granularity `channel` that of a coupled group."""
+"""The methods by name. A criterion is called what it is called in recipes: `l2` is the norm of a unit (with granularity
+`channel` that of a coupled group), `magnitude` the sum of its absolute weights, as `l1` is."""
+
+
+def _method(name: str) -> Method:
+    """The method of a name: of `METHODS`, any criterion by its name, or one of your own as `module:Class`."""
+    if name in METHODS:
+        return METHODS[name]
+    if ":" in name or name in criteria.registry.names():
+        return _criterion(name)
+    known = [*METHODS, *criteria.registry.names()]
+    raise OptionError(f"methods: unknown method {name!r}: {near(name, list(dict.fromkeys(known)))}")
 
 
 @dataclass(frozen=True)
@@ -214,7 +227,8 @@ def compare_methods(
     Args:
         recipe: A recipe without a grid that trains, prunes and measures. Its `prune` step names budget and granularity.
         store: Where outcomes are looked for and kept.
-        methods: Names of `METHODS`; the first one is what the others are compared with.
+        methods: Names of `METHODS` or of criteria, also your own as `module:Class`; the first one is what the others
+            are compared with.
         seeds: How many seeds, counted from the recipe's own.
         jobs: Processes of this machine that share the trials.
         progress: The display; None shows nothing.
@@ -238,13 +252,12 @@ def comparison_recipe(recipe: Recipe, methods: Sequence[str], seeds: int) -> Rec
 
     Args:
         recipe: A recipe without a grid.
-        methods: Names of `METHODS`.
+        methods: Names of `METHODS` or of criteria, also your own as `module:Class`.
         seeds: How many seeds, counted from the recipe's own.
     """
     names = list(methods)
     for name in names:
-        if name not in METHODS:
-            raise OptionError(f"methods: unknown method {name!r}: {near(name, list(METHODS))}")
+        _method(name)
     if len(names) < 2 or len(set(names)) < len(names):
         raise OptionError(f"methods: expected at least two different ones, got {', '.join(names) or 'none'}")
     if seeds < 1:
@@ -254,6 +267,7 @@ def comparison_recipe(recipe: Recipe, methods: Sequence[str], seeds: int) -> Rec
             f"{recipe.name}: expected a recipe without [grid], got the axes {', '.join(recipe.grid)}; a comparison "
             "varies the method and the seed alone: leave the grid out"
         )
+    recipe = recipe.allowing(*(name for name in names if ":" in name))
     whole = recipe.plain()
     whole["choice"] = {"method": {name: _settings(recipe, name) for name in names}}
     whole["grid"] = {"method": names}
@@ -263,7 +277,7 @@ def comparison_recipe(recipe: Recipe, methods: Sequence[str], seeds: int) -> Rec
 
 def _settings(recipe: Recipe, name: str) -> Table:
     """What a method sets in a recipe, by key."""
-    method = METHODS[name]
+    method = _method(name)
     kinds = [step.kind() for step in recipe.steps]
     if "prune" not in kinds:
         raise RecipeError(

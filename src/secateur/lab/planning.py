@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,7 +27,7 @@ from torch import nn
 import secateur.data
 import secateur.models
 from secateur.data import Data
-from secateur.errors import DataError, OptionError, RecipeError, SecateurError
+from secateur.errors import DataError, OptionError, RecipeError, SecateurError, StructureError
 from secateur.execution.devices import device_word
 from secateur.lab.outcomes import Table, canonical
 from secateur.lab.provenance import fingerprint
@@ -46,6 +46,7 @@ __all__ = [
     "data_of",
     "plan",
     "plan_trial",
+    "reshaping",
 ]
 
 
@@ -202,6 +203,24 @@ def data_of(recipe: Recipe) -> Data:
     )
 
 
+def reshaping(recipes: Iterable[Recipe]) -> list[str]:
+    """A line for each dataset whose images reach a model in another shape than they have in their files.
+
+    Args:
+        recipes: Recipes without a grid.
+    """
+    found: dict[tuple[str, ...], str] = {}
+    for recipe in recipes:
+        data, model = recipe.data, recipe.model
+        place = (data.name, canonical(data.arguments()), model.name, canonical(model.options))
+        if place not in found:
+            text = data_of(recipe).reshaped
+            asked = data.size is not None or data.channels is not None
+            why = "as the recipe asks" if asked else f"as {model.name} takes them"
+            found[place] = f"{data.name}: {text}, {why}" if text else ""
+    return list(dict.fromkeys(line for line in found.values() if line))
+
+
 def _root(spec: ModelSpec, seed: int) -> str:
     """The address of a freshly built network: the model before the first step, or the teacher."""
     model: Table = {"name": spec.name, "options": spec.options, "seed": seed}
@@ -323,7 +342,7 @@ def _check(step: Step, model: nn.Module, before: list[str], recipe: Recipe) -> N
     """A step's own check; its errors name recipe and step."""
     try:
         step.check(model, before)
-    except (OptionError, LookupError) as error:
+    except (OptionError, StructureError, LookupError) as error:
         if isinstance(error, RecipeError) or not hasattr(error, "exit_code"):
             raise
         raise type(error)(f"{recipe.name}: step {step.label!r}: {error}") from error

@@ -32,9 +32,17 @@ from secateur.errors import RecipeError, UnknownNameError, near
 from secateur.lab import grid as grids
 from secateur.lab import steps as step_kinds
 from secateur.lab.outcomes import MOST_LEVELS, Table, problem_of
-from secateur.lab.settings import assign, axes_of, axis_values, label_steps, names_given, parse_setting
+from secateur.lab.settings import (
+    assign,
+    axes_of,
+    axis_values,
+    label_steps,
+    names_given,
+    parse_setting,
+    settle,
+)
 from secateur.lab.steps import Options, Step
-from secateur.lab.trust import AllowCode, may_name_code, refuse_code
+from secateur.lab.trust import AllowCode, code_in, refuse_code
 
 __all__ = [
     "DataSpec",
@@ -227,8 +235,9 @@ class Recipe(Options):
             settings: `KEY=VALUE` texts, as `--set` takes them.
             grid: `KEY=VALUES` texts, as `--grid` takes them.
             source: What the recipe is called in messages.
-            allow_code: Whether models, data and judgements named `package.module:function` may be imported and called:
-                True, False, or the names that may. Those that `settings` and `grid` name may, as the user gave them.
+            allow_code: Whether models, data, judgements and criteria named `package.module:function` may be imported
+                and called: True, False, or the names that may. Those that `settings` and `grid` name may, as the user
+                gave them.
 
         Returns:
             The recipe, validated.
@@ -256,8 +265,7 @@ class Recipe(Options):
         choice = whole["choice"] = grids.choices(whole.get("choice", {}), source)
         axes, when = axes_of(whole, choice, grid)
         for item in settings:
-            key, value = parse_setting(item, "--set")
-            assign(whole, key, value, source)
+            settle(whole, axes, when, grid, item, source)
         whole["grid"] = {key: axis_values(key, values, source) for key, values in axes.items()}
         whole["when"] = grids.conditions(when, whole["grid"], source)
         # A value that cannot be set is refused now, not when its trial begins.
@@ -321,7 +329,7 @@ class Recipe(Options):
         # The values of a grid were checked when it was read; others come from the caller.
         allowed = self._allowed_code
         if not isinstance(allowed, bool):
-            allowed |= {str(value) for key, value in settings.items() if may_name_code(key)}
+            allowed |= {name for key, value in settings.items() for name in code_in(key, value)}
         return Recipe.of(whole, source=self.name, allow_code=allowed)
 
 

@@ -21,7 +21,7 @@ from torch import nn
 from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import SecateurError
 from secateur.lab.outcomes import Table
-from secateur.lab.planning import builder, data_of
+from secateur.lab.planning import builder, data_of, reshaping
 from secateur.lab.recipe import Recipe
 from secateur.lab.state import State, revive
 from secateur.lab.store import Store
@@ -65,7 +65,18 @@ def gather(
         f"trial {t['trial'] + 1}: {t['error'] or 'failed'}".strip() for t in trials if t["status"] == "failed"
     )
     origin = provenance(store, row.id) | ({"not drawn": "; ".join(undrawn)} if undrawn else {})
-    return Run(f"{row.name} #{row.id}", found, about(row.recipe), origin, failures)
+    said = " ".join(
+        [about(row.recipe), *(f"{line}." for line in (_reshaped(row.recipe, allow_code) if pictures else []))]
+    )
+    return Run(f"{row.name} #{row.id}", found, said, origin, failures)
+
+
+def _reshaped(recipe: Mapping[str, Any], allow_code: AllowCode) -> list[str]:
+    """What the recipe's data was made of to fit the model; nothing where it is not here, or may not be loaded."""
+    try:
+        return reshaping(one for _, one in Recipe.of(dict(recipe), allow_code=allow_code).trials())
+    except Exception:  # as for the pictures: the user's own code may raise anything
+        return []
 
 
 def about(recipe: Mapping[str, Any]) -> str:

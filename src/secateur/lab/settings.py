@@ -19,9 +19,9 @@ from secateur.errors import RecipeError, near
 from secateur.lab import grid as grids
 from secateur.lab import steps as step_kinds
 from secateur.lab.outcomes import Table
-from secateur.lab.trust import may_name_code
+from secateur.lab.trust import code_in
 
-__all__ = ["assign", "axes_of", "axis_values", "label_steps", "names_given", "parse_setting"]
+__all__ = ["assign", "axes_of", "axis_values", "label_steps", "names_given", "parse_setting", "settle"]
 
 
 def axes_of(
@@ -44,6 +44,85 @@ def axes_of(
     return axes, when
 
 
+def settle(whole: Table, axes: Table, when: Table, grid: Sequence[str], item: str, source: str) -> None:
+    """Make one `--set` in the recipe; where an axis of the recipe varies that very key, the axis has this value alone.
+
+    Args:
+        whole: The recipe as plain data, its steps labelled, without grid and conditions.
+        axes: Per axis its values; changed.
+        when: Per axis its condition; changed.
+        grid: The `--grid` texts, which made some of the axes.
+        item: The `--set` text.
+        source: What the recipe is called in messages.
+
+    Raises:
+        RecipeError: The value would be lost: an axis sets a part of it, or `--grid` gives the key other values.
+
+    >>> axes = {"prune.budget": [0.5, 0.7]}
+    >>> settle({"step": label_steps([{"kind": "prune"}])}, axes, {}, [], "prune.budget=0.9", "recipe")
+    >>> axes
+    {'prune.budget': [0.9]}
+    """
+    key, value = parse_setting(item, "--set")
+    assign(whole, key, value, source)
+    if key in axes:
+        given = any(parse_setting(grids.split_condition(text)[0], "--grid")[0] == key for text in grid)
+        if given and value not in axis_values(key, axes[key], source):
+            raise RecipeError(
+                f"{source}: --set and --grid both give {key!r}: expected one of them, got {value!r} and {axes[key]!r}; "
+                "leave one out"
+            )
+        if not given:
+            axes[key] = [value]
+            when.pop(key, None)
+            _narrow(axes, when, key, value)
+        return
+    choice = whole.get("choice", {})
+    for axis in axes:
+        named: object = choice.get(axis, {axis: {axis: None}})
+        inside = [each for table in named.values() for each in table] if isinstance(named, Mapping) else []
+        if any(_loses(each, key, value) for each in inside):
+            raise RecipeError(
+                f"{source}: --set {item}: the axis {axis!r} of the grid gives {key!r} other values in every trial; "
+                f"give the axis one value, --set {axis}=VALUE, or take it out of the recipe"
+            )
+
+
+def _loses(axis: str, key: str, value: object) -> bool:
+    """Whether setting `axis` after `key` replaces the value of `key`, or a part of it that was given."""
+    if key == axis or key.startswith(f"{axis}."):
+        return True
+    if not axis.startswith(f"{key}."):
+        return False
+    for part in axis[len(key) + 1 :].split("."):
+        if not isinstance(value, Mapping):
+            return True
+        if part not in value:
+            return False
+        value = value[part]
+    return True
+
+
+def _narrow(axes: Table, when: Table, key: str, value: object) -> None:
+    """Conditions on an axis that has one value now: those it meets hold, and axes whose condition fails leave."""
+    for other in [axis for axis, wanted in when.items() if isinstance(wanted, Mapping) and key in wanted]:
+        some = when[other][key]
+        if value in (some if isinstance(some, list | tuple) else [some]):
+            when[other] = {**when[other], key: [value]}
+            continue
+        axes.pop(other, None)
+        when.pop(other)
+        _leave(axes, when, other)
+
+
+def _leave(axes: Table, when: Table, gone: str) -> None:
+    """Take out the axes that depend on one that left."""
+    for other in [axis for axis, wanted in when.items() if isinstance(wanted, Mapping) and gone in wanted]:
+        axes.pop(other, None)
+        when.pop(other, None)
+        _leave(axes, when, other)
+
+
 def names_given(settings: Sequence[str], grid: Sequence[str]) -> frozenset[str]:
     """The names that may be code and that `--set` and `--grid` texts give."""
     pairs = [parse_setting(item, "--set") for item in settings]
@@ -51,7 +130,7 @@ def names_given(settings: Sequence[str], grid: Sequence[str]) -> frozenset[str]:
         key, values = parse_setting(grids.split_condition(item)[0], "--grid")
         several = _several(values)
         pairs += [(key, value) for value in (several if isinstance(several, list) else [several])]
-    return frozenset(str(value) for key, value in pairs if may_name_code(key))
+    return frozenset(name for key, value in pairs for name in code_in(key, value))
 
 
 def label_steps(tables: object, source: str = "recipe") -> list[Table]:

@@ -1,9 +1,10 @@
 """`refuse_code`: refuse code that a recipe or a store read from a file names.
 
-A model, data or an `evaluate` named `package.module:function` is imported and called. The user may name one on the
-command line or in Python; one that a recipe or a store names (`[model]`, `[teacher]`, `[data]`, the `evaluate` of a
-step, a grid or a choice of these) is refused unless the user allows it with `--allow-code` (`allow_code=True`). Whether
-code of the model hub is trusted (`trust_remote_code`) is never taken from a file.
+A model, data, an `evaluate`, a criterion, a granularity or a budget named `package.module:function` is imported and
+called. The user may name one on the command line or in Python; one that a recipe or a store names (`[model]`,
+`[teacher]`, `[data]`, any option of a step that is written so, a grid or a choice of these) is refused unless the user
+allows it with `--allow-code` (`allow_code=True`). Whether code of the model hub is trusted (`trust_remote_code`) is
+never taken from a file.
 
 >>> refuse_code({"model": {"name": "resnet20"}}, frozenset(), "recipe")
 >>> refuse_code({"model": {"name": "os:system"}}, frozenset(), "recipe")
@@ -17,17 +18,22 @@ secateur.errors.RecipeError: recipe: measure.evaluate is 'os:system': this would
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 
 from secateur.errors import RecipeError
 from secateur.lab.outcomes import Table
 
-__all__ = ["AllowCode", "may_name_code", "refuse_code"]
+__all__ = ["AllowCode", "code_in", "named_in", "refuse_code"]
 
 AllowCode = bool | Collection[str]
 """Whether what is named `package.module:function` may be imported and called: True, False, or the names that may."""
 
 _NAMES = ("model.name", "teacher.name", "data.name")
+
+# Options of steps that are never imported: patterns of layers are written `type:Conv2d`.
+_PATTERNS = ("only", "skip", "parameters", "kind", "label", "note")
+_CODE = re.compile(r"\s*[^\W\d][\w.]*\s*:\s*[^\W\d][\w.]*\s*")
 
 # Options of other libraries' models by which a file could have code imported, a pickle read, or files written
 # elsewhere. One that begins with an underscore is refused as well: transformers takes some for its own attributes.
@@ -50,16 +56,51 @@ _REFUSED = (
 )
 
 
-def may_name_code(key: str) -> bool:
-    """Whether a setting of a recipe can name code: a model's, a teacher's or the data's name, a step's `evaluate`.
+def code_in(key: str, value: object) -> frozenset[str]:
+    """The names of code that a setting gives: of a model, a teacher, the data, a judgement, a plug-in of a step.
+
+    In the options of a step every text of the form `module:name` counts, at any depth and whatever the option is
+    called, since a plug-in may have options that are plug-ins; patterns of layers do not.
 
     Args:
         key: The setting's dotted key.
+        value: Its value.
 
-    >>> may_name_code("data.name"), may_name_code("measure2.evaluate"), may_name_code("prune.budget")
-    (True, True, False)
+    >>> sorted(code_in("prune.criterion", {"name": "mine:Score"})), sorted(code_in("prune.skip", ["type:Conv2d"]))
+    (['mine:Score'], [])
+    >>> sorted(code_in("data.name", "mine:rows")), sorted(code_in("measure2.evaluate", "mine"))
+    (['mine:rows'], ['mine'])
     """
-    return key in _NAMES or key.endswith(".evaluate")
+    if key in _NAMES or key.endswith(".evaluate"):
+        return frozenset([str(value)])
+    table, _, rest = key.partition(".")
+    if not rest or table in ("data", "model", "lab", "teacher"):
+        return frozenset()
+    return named_in(value, key.rpartition(".")[2])
+
+
+def named_in(value: object, key: str = "") -> frozenset[str]:
+    """Every text `module:name` in an option of a step, but for patterns of layers.
+
+    Args:
+        value: The option's value.
+        key: The option.
+
+    >>> sorted(named_in({"name": "overall", "only": "type:Linear", "more": [{"name": "a.b:C"}]}))
+    ['a.b:C']
+    """
+    if key in _PATTERNS:
+        return frozenset()
+    if isinstance(value, str):
+        return frozenset([value]) if _CODE.fullmatch(value) else frozenset()
+    found: frozenset[str] = frozenset()
+    if isinstance(value, Mapping):
+        for inner, item in value.items():
+            found |= named_in(item, str(inner))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            found |= named_in(item, key)
+    return found
 
 
 def refuse_code(whole: Table, allowed: bool | frozenset[str], source: str) -> None:
@@ -100,6 +141,8 @@ def _runs_code(key: str, name: str) -> bool:
         return True
     if ":" not in name:
         return False
+    if key not in _NAMES:
+        return True
     from secateur import data, models  # they import torch, which most recipes need not for this check
 
     return data.runs_code(name) if key == "data.name" else models.runs_code(name)
@@ -126,11 +169,18 @@ def _names(whole: Table) -> Iterator[tuple[str, object]]:
             yield key, table.get("name")
     steps = whole.get("step")
     for step in steps if isinstance(steps, list | tuple) else ():
-        if isinstance(step, Mapping) and step.get("evaluate") is not None:
-            yield f"{step.get('label') or step.get('kind')}.evaluate", step["evaluate"]
+        if not isinstance(step, Mapping):
+            continue
+        label = step.get("label") or step.get("kind")
+        if step.get("evaluate") is not None:
+            yield f"{label}.evaluate", step["evaluate"]
+        for option, value in step.items():
+            yield from ((f"{label}.{option}", name) for name in sorted(named_in(value, str(option))))
     for key, value in _settings(whole):
-        if may_name_code(key):
+        if key in _NAMES or key.endswith(".evaluate"):
             yield key, value
+        else:
+            yield from ((key, name) for name in sorted(code_in(key, value)))
 
 
 def _options(whole: Table) -> Iterator[tuple[str, object]]:

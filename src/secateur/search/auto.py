@@ -213,7 +213,7 @@ def auto(
         "the step out",
     )
     say = on_message or (lambda line: None)
-    recipe, judge = recipe.allowing(options.evaluate), options.evaluate
+    recipe, judge = _apart(recipe).allowing(options.evaluate), options.evaluate
     measures = [_measure(_DENSE, "validation", judge), _measure(_TEST, "test", judge)]
     baseline = measure_baseline("auto", recipe, store, measures, lost, progress, say)
     scanned = _scanned(baseline, say) if goal == "fast" and options.allocation != "uniform" else None
@@ -227,6 +227,20 @@ def auto(
     return AutoResult(
         goal=goal, dense=dense, limit=limit, attempts=tuple(done), best=best, ran=ran, evaluate=judge
     )
+
+
+def _apart(recipe: Recipe) -> Recipe:
+    """The recipe, in which steps that measure have other labels than those of `auto` itself."""
+    table = recipe.plain()
+    steps: list[RecipeStep] = [dict(step) for step in table["step"]]
+    taken = {step["label"] for step in steps if step["kind"] == "measure"} & {_TEST, _RESULT}
+    if not taken:
+        return recipe
+    for step in steps:
+        step["label"] = f"recipe_{step['label']}" if step["label"] in taken else step["label"]
+        if step.get("against") in taken:
+            step["against"] = f"recipe_{step['against']}"
+    return Recipe.of({**table, "step": steps}, source=recipe.name, allow_code=recipe.allowed_code)
 
 
 def _allocations(options: AutoOptions, scanned: Scan | None) -> list[str]:

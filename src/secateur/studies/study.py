@@ -36,7 +36,7 @@ from pydantic import Field, ValidationError
 from secateur.errors import RecipeError, UnknownNameError, near
 from secateur.lab.recipe import Recipe, assign, axis_values, label_steps, parse_setting
 from secateur.lab.steps import Options
-from secateur.lab.trust import may_name_code
+from secateur.lab.trust import code_in
 
 __all__ = ["Part", "Picture", "Scale", "Study", "TableColumn", "TableSpec", "placed"]
 
@@ -291,7 +291,9 @@ class Study(Options):
         for key, value in asked.items():
             if _has(raw, key):
                 assign(raw, key, value, source)
-        allowed = {str(value) for key, value in asked.items() if may_name_code(key)}
+            if key in raw["grid"]:  # what the command line gives stands, in every trial
+                _cut(raw, key, [value])
+        allowed = {name for key, value in asked.items() for name in code_in(key, value)}
         allowed |= {data} if data is not None else set()
         return Recipe.of(raw, source=source, allow_code=allowed)
 

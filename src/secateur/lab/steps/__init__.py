@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from secateur.adapters import functions
 from secateur.errors import OptionError, RecipeError, near
 from secateur.lab.outcomes import Table
+from secateur.lab.trust import named_in
 from secateur.registry import Registry
 
 if TYPE_CHECKING:
@@ -117,8 +119,14 @@ class Step(Options):
         return cls.__module__.rpartition(".")[2]
 
     def chosen(self) -> Table:
-        """The options as plain data: part of the outcome's address."""
-        return self.model_dump(mode="json", exclude={"label"})
+        """The options as plain data, with digests of the files of the user's own plug-ins: part of the address."""
+        found = self.model_dump(mode="json", exclude={"label"})
+        sources = {
+            name: functions.source_digest(name, kind)
+            for kind in (*OWN, "sparsify")
+            for name in sorted(named_in(found.get(kind), kind))
+        }
+        return {**found, "source": sources} if sources else found
 
     def check(self, model: nn.Module, before: list[str]) -> None:
         """Refuse, before any work, what cannot work: a bad name or option, a pattern that matches no layer.
@@ -157,6 +165,7 @@ def make(plugins: Registry, value: Plugins) -> Any:
 
     Raises:
         RecipeError: A table without `name`, or with an option that the plug-in does not have.
+        OptionError: What `module:Class` names does not make a plug-in of that folder.
 
     >>> from secateur import budget
     >>> make(budget.registry, {"name": "overall", "sparsity": 0.9}).sparsity
@@ -168,6 +177,8 @@ def make(plugins: Registry, value: Plugins) -> Any:
     """
     if isinstance(value, (list, tuple)):
         return plugins.make([make(plugins, each) for each in value])
+    if isinstance(value, str) and ":" in value:
+        return _own(plugins, value, {})
     if not isinstance(value, dict):
         return plugins.make(value)
     options = dict(value)
@@ -175,6 +186,8 @@ def make(plugins: Registry, value: Plugins) -> Any:
     if not isinstance(word, str):
         known = ", ".join(plugins.names())
         raise RecipeError(f"a {plugins.kind} given as a table needs a `name`, one of {known}; got {value}")
+    if ":" in word:
+        return _own(plugins, word, options)
     cls = plugins.get(word)
     known_options = list(getattr(cls, "__dataclass_fields__", {}))
     for option in options:
@@ -187,6 +200,37 @@ def make(plugins: Registry, value: Plugins) -> Any:
     except TypeError as error:
         raise OptionError(
             f"{plugins.kind} {word!r}: {error}; its options are {', '.join(known_options)}"
+        ) from error
+
+
+OWN = ("criterion", "granularity", "budget")
+"""The kinds of plug-in that may be one of the user's own, as `module:Class`. Whether a recipe may name it is decided
+before, when the recipe is read (`secateur.lab.trust`)."""
+
+
+def _own(plugins: Registry, word: str, options: dict[str, Any]) -> Any:
+    """A plug-in of the user's own: what the class or function `module:Class` makes."""
+    if plugins.kind not in OWN:
+        return plugins.get(word)  # its error names the words that there are
+    what = f"{plugins.kind} {word!r}"
+    if not named_in(
+        word
+    ):  # what a recipe may not name without leave is what may be imported here, and no more
+        raise OptionError(
+            f"{what}: expected a name, or module:Class of your own, in letters, digits, dots and _"
+        )
+    maker = functions.find(word, plugins.kind)
+    functions.check_options(maker, options, what)
+    made = maker(**options)
+    if isinstance(made, (str, int, float, type)):
+        raise OptionError(f"{what}: expected a {plugins.kind}, got {made!r}; name a class of one")
+    try:
+        return plugins.make(made)
+    except OptionError as error:
+        base = plugins.kind.capitalize()
+        raise OptionError(
+            f"{what}: expected a class derived from {plugins.package}.{base}, or a function that returns such a value, "
+            f"got {type(made).__name__}"
         ) from error
 
 

@@ -56,7 +56,7 @@ class AllocateStep(Step):
     def check(self, model: nn.Module, before: list[str]) -> None:
         """Check names and patterns, and that the model is one that accuracy is measured of."""
         make(allocation.registry, self.method)
-        make(criteria.registry, self.criterion)
+        make(criteria.registry, self.criterion).check_model(model)
         make(granularity.registry, self.granularity)
         select(model, self.only, self.skip)
         if hasattr(model, "training_loss") or hasattr(model, "evaluation_metrics"):

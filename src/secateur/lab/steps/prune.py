@@ -59,7 +59,9 @@ class PruneStep(Step):
     """Choose weights by criterion, granularity and budget, and set them to zero."""
 
     criterion: Plugins = Field(
-        "magnitude", description="scores the weights; a list has one for each granularity"
+        "magnitude",
+        description="scores the weights: a name, or a class of your own, module:Class; a list has one for each "
+        "granularity",
     )
     granularity: Plugins = Field(
         "element", description="what is cut as one unit; a list, as ['layer', 'channel'], shares one budget"
@@ -94,7 +96,8 @@ class PruneStep(Step):
     def _budget(self, found: Allocation | None) -> Budget:
         if found is not None:
             return found.budget
-        return make(budget.registry, self.budget) if isinstance(self.budget, dict) else budget_of(self.budget)
+        named = isinstance(self.budget, dict) or (isinstance(self.budget, str) and ":" in self.budget)
+        return make(budget.registry, self.budget) if named else budget_of(self.budget)
 
     def _schedule(self) -> Schedule:
         value = self.schedule
@@ -115,7 +118,8 @@ class PruneStep(Step):
 
     def check(self, model: nn.Module, before: list[str]) -> None:
         """Check names and options, and patterns against the model."""
-        rules_of(self._criterion(), make(granularity.registry, self.granularity))
+        for rule, _ in rules_of(self._criterion(), make(granularity.registry, self.granularity)):
+            rule.check_model(model)
         scanned = self._scanned()
         if scanned is not None:
             if scanned.scan not in before:

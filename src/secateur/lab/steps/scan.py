@@ -72,7 +72,7 @@ class ScanStep(Step):
 
     def check(self, model: nn.Module, before: list[str]) -> None:
         """Check names and levels, and patterns against the model."""
-        make(criteria.registry, self.criterion)
+        make(criteria.registry, self.criterion).check_model(model)
         make(granularity.registry, self.granularity)
         check_levels(self.levels)
         select(model, self.only, self.skip, self.parameters)

@@ -87,7 +87,9 @@ def sparsifier(given: Plugin | None) -> Sparsifier | None:
             "granularity": granularity.registry,
         }
         given = {
-            key: make(folders[key], value) if key in folders and isinstance(value, dict) else value
+            key: make(folders[key], value)
+            if key in folders and (isinstance(value, dict) or ":" in str(value))
+            else value
             for key, value in given.items()
         }
     found: Sparsifier = make(sparsify.registry, given)

@@ -1,0 +1,55 @@
+"""Models that are no plain module: what is unwrapped, what is refused, and in which words."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import secateur as sc
+from secateur.errors import OptionError
+
+
+class YOLO(nn.Module):
+    """A tool around a model as ultralytics has it: a module whose `train` is a training."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
+        self.trained = False
+
+    def forward(self, x):
+        return self.model(x)
+
+    def train(self, trainer=None, **options):
+        self.trained = True
+        return self
+
+
+YOLO.__module__ = "ultralytics.engine.model"  # of classes below it, such as YOLO, too
+IMAGE = torch.randn(1, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "verb", ["prune", "shrink", "explain", "measure", "share", "export", "hold", "save", "scan"]
+)
+def test_the_tool_around_a_yolo_model_is_refused_and_never_trained(verb, tmp_path):
+    tool = YOLO()
+    masks = sc.prune(tool.model, "l2", "channel", 0.5, example=IMAGE)
+    calls = {
+        "prune": lambda: sc.prune(tool, "l2", "channel", 0.5, example=IMAGE),
+        "shrink": lambda: sc.shrink(tool, masks, IMAGE),
+        "explain": lambda: sc.explain(tool, IMAGE),
+        "measure": lambda: sc.measure(tool, IMAGE, what="macs"),
+        "share": lambda: sc.share(tool, bits=2),
+        "export": lambda: sc.export(tool, tmp_path / "a.pt2", IMAGE),
+        "hold": lambda: sc.hold(tool, masks),
+        "save": lambda: sc.save(tool, tmp_path / "a.sct"),
+        "scan": lambda: sc.scan(tool, lambda model: 1.0, "filter", [0.5], example=IMAGE),
+    }
+    with pytest.raises(
+        OptionError, match=r"YOLO is ultralytics' tool around a model.*yolo\.model for yolo = YOLO"
+    ):
+        calls[verb]()
+    assert not tool.trained
+    assert not list(tmp_path.iterdir())

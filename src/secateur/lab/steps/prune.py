@@ -96,8 +96,10 @@ class PruneStep(Step):
     def _budget(self, found: Allocation | None) -> Budget:
         if found is not None:
             return found.budget
-        named = isinstance(self.budget, dict) or (isinstance(self.budget, str) and ":" in self.budget)
-        return make(budget.registry, self.budget) if named else budget_of(self.budget)
+        if isinstance(self.budget, dict) or (isinstance(self.budget, str) and ":" in self.budget):
+            named: Budget = make(budget.registry, self.budget)
+            return named
+        return budget_of(self.budget)
 
     def _schedule(self) -> Schedule:
         value = self.schedule

@@ -506,3 +506,33 @@ def test_shrink_proves_the_modes_that_are_named(secateur):
     code, _, err = secateur(*shrink, "--proof", "jit")
     assert code == 2
     assert "proof: expected modes among 'eager', 'no_grad', 'compile', 'export', got ['jit']" in err
+
+
+def test_a_criterion_that_scores_on_data_is_refused_in_the_words_of_the_command_line(secateur):
+    code, _, err = secateur("shrink", "cnn", "--criterion", "taylor")
+    assert code == 2
+    said = " ".join(err.split())
+    assert "--criterion taylor scores on data" in said
+    assert "expected one of" in said
+    assert " l2," in said
+    assert "data=" not in said
+
+
+def test_a_full_disk_names_the_file(secateur, tmp_path, monkeypatch):
+    import errno
+    import os
+
+    from secateur.core.atomic_files import atomic_path, atomic_write
+
+    def full(*words):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*a\.bin"):
+        atomic_write(tmp_path / "a.bin", b"all")
+    with (
+        pytest.raises(OSError, match=r"No space left on device: .*b\.bin"),
+        atomic_path(tmp_path / "b.bin") as place,
+    ):
+        place.write_bytes(b"all")
+    assert not [path for path in tmp_path.iterdir() if path.suffix == ".bin"]

@@ -53,3 +53,11 @@ def test_the_tool_around_a_yolo_model_is_refused_and_never_trained(verb, tmp_pat
         calls[verb]()
     assert not tool.trained
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_in_the_place_of_an_example_is_said_to_be_one():
+    model = YOLO().model
+    with pytest.raises(
+        sc.errors.TraceError, match=r"expected a tensor of one batch.*got the text 'bus\.jpg'"
+    ):
+        sc.prune(model, "l2", "channel", 0.5, example="bus.jpg")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from secateur.budget import Budget
     from secateur.core.masks import Masks
     from secateur.core.measurement import Measurement
+    from secateur.criteria import CriterionLike
     from secateur.granularity import Granularity
     from secateur.structure.proof import Proof
 
@@ -165,7 +166,7 @@ class CutFlags:
         """
         from secateur.pruning.prune import PruneOptions, prune
 
-        options, rule = PruneOptions(at_least=self.at_least, seed=seed), own_criterion(self.criterion)
+        options, rule = PruneOptions(at_least=self.at_least, seed=seed), self._rule()
         grains, kept, found = self.granularities(), self.kept(), None
         if kept is not None:
             kinds = [grain for grain, _ in grains]
@@ -175,6 +176,19 @@ class CutFlags:
             found = more if found is None else found.merge(more)
         assert found is not None
         return found
+
+    def _rule(self) -> CriterionLike:
+        """The criterion; refused where it scores on data, which the command does not take for it."""
+        from secateur import criteria
+
+        rule = own_criterion(self.criterion)
+        if isinstance(rule, str) and criteria.registry.get(rule).needs_data:
+            kinds = [name for name in criteria.registry.names() if not criteria.registry.get(name).needs_data]
+            raise OptionError(
+                f"--criterion {rule} scores on data, and on the command line weights alone score channels: "
+                f"expected one of {', '.join(kinds)}; the prune step of a recipe takes {rule}"
+            )
+        return rule
 
     def granularities(self) -> list[tuple[Granularity, float]]:
         """Each granularity with the share it removes; heads and channels each keep to their own groups."""

@@ -13,6 +13,7 @@ b'whole'
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import platform
@@ -67,7 +68,8 @@ def atomic_open(
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
+        _name_file(error, path)
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
@@ -94,8 +96,20 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         with scratch.open("rb") as file:
             os.fsync(file.fileno())
         scratch.replace(path)
+    except OSError as error:
+        _name_file(error, path)
+        raise
     finally:
         scratch.unlink(missing_ok=True)
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _name_file(error: BaseException, path: Path) -> None:
+    """Name the file in an error about a full disk, which the system itself does not do when it writes."""
+    if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
+        error.filename = str(path)
 
 
 def atomic_write(path: Path, data: bytes) -> Path:

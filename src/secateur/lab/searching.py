@@ -265,7 +265,10 @@ def _axes(
 ) -> dict[str, tuple[object, ...]]:
     """What to search over; what cannot work is refused before any work."""
     if not signs or len(signs) != objectives:
-        raise OptionError("search: expected at least one objective, each once, to maximize or to minimize")
+        raise OptionError(
+            "search: expected at least one objective, each once, to maximize or to minimize: --maximize accuracy "
+            "(in Python maximize=['accuracy'])"
+        )
     if not over:
         raise OptionError("search: nothing to search over; give values, such as --over prune.budget=0.1:0.9")
     if recipe.grid:

@@ -13,6 +13,7 @@ are shared, not copied.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -300,6 +301,11 @@ def trace(
             return found
         problems.append(f"on {attempt} tensors: {type(found.error).__name__}: {str(found.error)[:300]}")
         cause = found.error
+    if isinstance(example, (str, os.PathLike)):
+        raise TraceError(
+            f"example: expected a tensor of one batch, as {type(model).__name__} is called with it, got the text "
+            f"{str(example)!r}; read that file into a tensor first"
+        ) from cause
     raise TraceError(
         f"the forward pass of {type(model).__name__} could not be recorded with this example ("
         + "; ".join(problems)

@@ -90,6 +90,9 @@ PLACES = {
     "grid of a name": '[model]\nname = "fc"\n'
     + PRUNE
     + 'criterion = {{name = "l1"}}\n[grid]\n"prune.criterion.name" = ["l1", "{0}:rows"]\n',
+    "grid of a step called teacher": '[model]\nname = "fc"\n'
+    + PRUNE
+    + 'label = "teacher"\n[grid]\n"teacher.criterion" = ["{0}:rows"]\n',
     "choice of criteria": '[model]\nname = "fc"\n'
     + PRUNE
     + '[choice.how]\na = {{prune.criterion = "{0}:rows"}}\n',

@@ -74,7 +74,7 @@ def code_in(key: str, value: object) -> frozenset[str]:
     if key in _NAMES or key.endswith(".evaluate"):
         return frozenset([str(value)])
     table, _, rest = key.partition(".")
-    if not rest or table in ("data", "model", "lab", "teacher"):
+    if not rest or table in ("data", "model", "lab"):  # a step may be labelled teacher, but not these
         return frozenset()
     return named_in(value, key.rpartition(".")[2])
 

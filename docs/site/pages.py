@@ -141,7 +141,7 @@ def commands_page() -> str:
     lines = [
         "# Command line",
         "",
-        "Exit codes: 0 done, 1 failed, 2 usage, 3 budget not met, 4 nothing to do.",
+        "Exit codes: 0 done, 1 failed, 2 usage, 3 budget not met, 4 nothing to do, 130 interrupted.",
         "",
     ]
     for name in sorted(group.commands):  # type: ignore[attr-defined]

@@ -118,7 +118,7 @@ def test_dry_run_says_what_would_run_and_does_nothing(secateur):
 def test_a_dry_run_of_a_grid_shows_what_each_trial_sets_the_seed_too(secateur):
     grid = ["r.toml", "--dry-run", "--grid", "prune.budget=0.5,0.7", "--seeds", "2"]
     lines = secateur("sweep", *grid)[1].splitlines()
-    assert "settings" in lines[1]
+    assert any("settings" in line for line in lines[:4])
     assert sum("prune.budget=0.7, lab.seed=1" in line for line in lines) == 1
     steps = json.loads(secateur("sweep", *grid, "--json")[1])["steps"]
     assert steps[-1]["settings"] == {"prune.budget": 0.7, "lab.seed": 1}
@@ -193,7 +193,7 @@ def test_runs_show_export_and_gc(secateur):
         (
             ["measure", "resnet20", "--input", "1,4,8,8"],
             2,
-            "'resnet20' fails on an input of shape 1,4,8,8 (Run",
+            "'resnet20' fails on an input of --input 1,4,8,8 (Run",
         ),
         (
             ["export", "resnet20", "--out", "x.foo"],

@@ -122,7 +122,8 @@ def check_target(checkpoint: Checkpoint, target: Path) -> None:
         raise OptionError(f"{target}: exists and is not an empty folder; name a new folder")
     if not checkpoint.shards:
         raise OptionError(
-            f"{target}: expected a .safetensors or .sct file for {checkpoint.path.name}, got a folder"
+            f"{target}: expected a name that ends in .safetensors or .sct for {checkpoint.path.name}, one file; "
+            "without an ending it names a folder"
         )
 
 

@@ -201,7 +201,7 @@ GRID = TEXT + "[grid]\nprune.criterion = ['l1', 'l2']\n'more.budget' = '0.1:0.3:
 def test_a_key_that_the_grid_varies_is_what_set_says_in_every_trial():
     recipe = Recipe.parse(GRID, ["prune.criterion=random"])
     assert recipe.grid == {"prune.criterion": ("random",), "more.budget": (0.1, 0.2, 0.3), "lab.seed": (0, 1)}
-    assert {one.steps[1].criterion for _, one in recipe.trials()} == {"random"}
+    assert {one.steps[0].criterion for _, one in recipe.trials()} == {"random"}
     assert {one.lab.seed for _, one in Recipe.parse(GRID, ["lab.seed=7"]).trials()} == {7}
     assert Recipe.parse(GRID, ["more.budget=0.123"]).grid["more.budget"] == (0.123,)
     with pytest.raises(UnknownNameError, match="unknown criterion 'nonsense'"):
@@ -251,11 +251,11 @@ def test_set_and_grid_of_one_key_on_one_command_line_are_an_error_unless_they_ag
     named = Recipe.parse(
         TEXT + "[choice.how]\na = {'more.budget' = 0.1}\nb = {'more.budget' = 0.2}\n", ["how=b"]
     )
-    assert [one.steps[2].budget for _, one in named.trials()] == [0.2]
+    assert [one.steps[1].budget for _, one in named.trials()] == [0.2]
     inside = Recipe.parse(
         TEXT + "[grid]\n'more.budget.sparsity' = [0.1, 0.2]\n", ["more.budget={name='overall'}"]
     )
-    assert [one.steps[2].budget for _, one in inside.trials()] == [
+    assert [one.steps[1].budget for _, one in inside.trials()] == [
         {"name": "overall", "sparsity": 0.1},
         {"name": "overall", "sparsity": 0.2},
     ]

@@ -71,6 +71,7 @@ def show(
     """Print a run: its origin, its steps, its measurements and its failures."""
     from dataclasses import asdict
 
+    from secateur.core.over_seeds import seeds_text
     from secateur.lab import tables
     from secateur.lab.store import Store
 
@@ -78,10 +79,10 @@ def show(
     row = opened.run(which)
     trials, measured = opened.trials(row.id), opened.measurements(row.id)
     if output.json:
-        whole = {**asdict(row), "detail": trials, "measurements": [item.to_dict() for item in measured]}
+        whole = {**asdict(row), "detail": trials, "measurements": tables.numbered(measured)}
         print_json(whole)
         return
-    _print_origin(row)
+    _print_origin(row, seeds_text([trial["settings"] for trial in trials], row.seed))
     say()
     show_table(["trial", "step", "how", "seconds", "device", "address"], _steps(trials), right=(3,))
     if measured:
@@ -94,11 +95,11 @@ def show(
             say(f"\ntrial {trial['trial'] + 1} failed: {trial['error'].rstrip()}")
 
 
-def _print_origin(row: RunRow) -> None:
-    """Print the command, seed and versions of a run, and its machine."""
+def _print_origin(row: RunRow, seeds: str) -> None:
+    """Print the command, seeds and versions of a run, and its machine."""
     say(f"run {row.id}  {row.name}  {row.status}  {row.started[:19].replace('T', ' ')} UTC")
     say(f"command   {row.command}")
-    say(f"seed      {row.seed}, device {row.device}")
+    say(f"{'seeds' if ',' in seeds else 'seed'.ljust(5)}     {seeds}; device {row.device}")
     say(f"versions  {', '.join(f'{name} {version}' for name, version in row.versions.items())}")
     hardware = row.hardware
     gpus = f", {', '.join(hardware['gpus'])}" if hardware.get("gpus") else ""

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from secateur import criteria
 from secateur.core.measurement import Measurement, Measurements
+from secateur.core.over_seeds import mean_over_seeds, paired, seed_of
 from secateur.errors import NothingToDoError, OptionError, RecipeError, near
 from secateur.lab.engine import Ran, run
 from secateur.lab.grid import seeds as repeated
@@ -335,20 +336,20 @@ def _rows(ran: Ran, methods: Sequence[str]) -> tuple[MethodRow, ...]:
             f"['accuracy', 'macs']{reason}"
         )
     first = accuracy[there[0]]
-    paired = {name: [(accuracy[name][s], first[s]) for s in accuracy[name] if s in first] for name in there}
-    tested = [name for name in there[1:] if len(paired[name]) > 1]
-    corrected = dict(zip(tested, holm([paired_p(paired[name]) for name in tested]), strict=True))
+    pairs = {name: paired(accuracy[name], first) for name in there}
+    tested = [name for name in there[1:] if len(pairs[name]) > 1]
+    corrected = dict(zip(tested, holm([paired_p(pairs[name]) for name in tested]), strict=True))
     found = []
     for name in there:
         values = tuple(accuracy[name].values())
-        mean, half = statistics.fmean(values), _half_width(values)
-        gaps = [ours - theirs for ours, theirs in paired[name]]
+        over = mean_over_seeds(values)
+        gaps = [ours - theirs for ours, theirs in pairs[name]]
         found.append(
             MethodRow(
                 name,
-                mean,
-                mean - half,
-                mean + half,
+                over.mean,
+                over.low,
+                over.high,
                 statistics.fmean(macs[name].values()),
                 statistics.fmean(gaps) if gaps else math.nan,
                 corrected.get(name, math.nan),
@@ -363,22 +364,8 @@ def _last(ran: Ran, name: str) -> dict[str, dict[int, float]]:
     found: dict[str, dict[int, float]] = {}
     for item in ran.measurements:
         if item.name == name and "method" in item.context and "epoch" not in item.context:
-            found.setdefault(str(item.context["method"]), {})[int(item.context["seed"])] = float(item.value)
+            found.setdefault(str(item.context["method"]), {})[int(seed_of(item.context))] = float(item.value)
     return found
-
-
-def _half_width(values: Sequence[float]) -> float:
-    """Half of the 95 % interval of a mean by Student's t; NaN for one value.
-
-    >>> round(_half_width([1.0, 2.0, 3.0]), 3)  # 4.303 * 1 / sqrt(3)
-    2.484
-    """
-    if len(values) < 2:
-        return math.nan
-    from scipy import stats
-
-    factor = float(stats.t.ppf(0.975, len(values) - 1))
-    return factor * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def paired_p(pairs: Sequence[tuple[float, float]]) -> float:

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from secateur.core.measurement import Measurement, Measurements
+from secateur.core.over_seeds import seeds_text
 from secateur.errors import SecateurError
 from secateur.lab.outcomes import Table
 from secateur.lab.planning import builder, data_of, reshaping
@@ -28,6 +29,7 @@ from secateur.lab.store import Store
 from secateur.lab.trust import AllowCode
 from secateur.metrics import measure
 from secateur.report.run import Run
+from secateur.report.variants import result_trials
 
 __all__ = ["about", "gather", "pictures_of", "provenance"]
 
@@ -44,7 +46,8 @@ def gather(
     Args:
         store: The store.
         which: A run's number, or `last`.
-        pictures: Also draw the stored weights and models.
+        pictures: Also draw the stored weights and models: those of the trial that the headline is about, where there is
+            one, else of the first that is done.
         allow_code: Whether models and data that the store names as `package.module:function` may be imported and
             called; where they may not, nothing is drawn.
 
@@ -57,7 +60,9 @@ def gather(
     found = found + store.usage(row.id)
     undrawn: list[str] = []
     if pictures:
-        first = next((trial for trial in trials if trial["status"] == "done"), None)
+        about_trials = {trial for _, trial in result_trials(found)}
+        done = [trial for trial in trials if trial["status"] == "done"]
+        first = next((trial for trial in done if trial["trial"] in about_trials), next(iter(done), None))
         steps = _worth_showing(first["steps"]) if first is not None else []
         drawn = pictures_of(store, row.recipe, steps, undrawn, allow_code) if steps else Measurements()
         found = found + drawn.within({"run": row.id, "trial": first["trial"] if first is not None else 0})
@@ -103,7 +108,7 @@ def provenance(store: Store, which: int | str = "last") -> Table:
         "started": row.started[:19].replace("T", " ") + " UTC",
         "time spent": f"{row.seconds or 0:.1f} s in this run; its {len(steps)} steps took {spent:.1f} s when computed",
         "trials": f"{row.trials}, {row.failed} failed",
-        "seed": row.seed,
+        "seed": seeds_text([trial["settings"] for trial in trials], row.seed),
         "device": row.device,
         "hardware": dict(row.hardware),
         "versions": dict(row.versions),

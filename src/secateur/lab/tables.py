@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from secateur.lab.engine import Ran
     from secateur.lab.store import Store
 
-__all__ = ["as_json", "definitions", "summary", "variants", "write_measurements", "write_results"]
+__all__ = ["as_json", "definitions", "numbered", "summary", "variants", "write_measurements", "write_results"]
 
 
 def variants(measurements: Iterable[Measurement]) -> dict[tuple[int, str], dict[str, Measurement]]:
@@ -95,6 +95,28 @@ def _short(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def numbered(measurements: Iterable[Measurement]) -> list[Table]:
+    """Measurements as plain data: `trial` in the context counts from 0, `trial_number` from 1, as people see it.
+
+    Args:
+        measurements: Those of a run.
+
+    >>> numbered([Measurement("macs", 50, context={"trial": 48})])[0]["context"]
+    {'trial': 48, 'trial_number': 49}
+    """
+    found = []
+    for item in measurements:
+        plain, trial = item.to_dict(), item.context.get("trial")
+        if isinstance(trial, int):
+            plain["context"] = {
+                name: value
+                for key, own in item.context.items()
+                for name, value in ((key, own), *([("trial_number", trial + 1)] if key == "trial" else []))
+            }
+        found.append(plain)
+    return found
+
+
 def as_json(ran: Ran) -> Table:
     """A run as plain data."""
     return {
@@ -103,14 +125,17 @@ def as_json(ran: Ran) -> Table:
         "computed": ran.computed,
         "cached": ran.cached,
         "seconds": round(ran.seconds, 3),
-        "failures": [{"trial": trial, "error": error} for trial, error in ran.failures],
-        "measurements": [item.to_dict() for item in ran.measurements],
+        "failures": [
+            {"trial": trial, "trial_number": trial + 1, "error": error} for trial, error in ran.failures
+        ],
+        "measurements": numbered(ran.measurements),
     }
 
 
 def _flat(measurements: Measurements) -> tuple[list[str], list[Table]]:
     """Columns, and rows: one per Measurement and one more per layer that it is split into."""
     columns = ["name", "layer", "value", "unit", "definition", "notes", "trials"]
+    measurements = Measurements(Measurement.from_dict(item) for item in numbered(measurements))
     keys = list(dict.fromkeys(key for item in measurements for key in item.context))
     rows = []
     for item in measurements:
@@ -128,7 +153,8 @@ def _flat(measurements: Measurements) -> tuple[list[str], list[Table]]:
 def write_measurements(measurements: Measurements, path: Path) -> int:
     """Write the measurements to a file.
 
-    In .csv a text cell that a spreadsheet would take for a formula begins with an apostrophe.
+    `trial` counts from 0, as the store does; `trial_number` from 1, as the terminal and the folders of `--out` do. In
+    .csv a text cell that a spreadsheet would take for a formula begins with an apostrophe.
 
     Args:
         measurements: What to write.
@@ -166,7 +192,7 @@ def write_measurements(measurements: Measurements, path: Path) -> int:
         pyarrow.parquet.write_table(table, buffer)
         atomic_write(path, buffer.getvalue())
     elif path.suffix == ".json":
-        atomic_write(path, json.dumps([item.to_dict() for item in measurements], indent=2).encode())
+        atomic_write(path, json.dumps(numbered(measurements), indent=2).encode())
     else:
         raise OptionError(f"{path}: expected a name that ends in .csv, .parquet or .json")
     return len(rows)

@@ -99,24 +99,33 @@ def write_tables(
 
 
 def flat(measurements: Measurements) -> tuple[list[str], list[list[object]]]:
-    """All Measurements as one table: a row for each, and one more for each layer; pictures' data left out."""
+    """All Measurements as one table: a row for each, and one more for each layer; pictures' data left out.
+
+    `trial` counts from 0, as the store does; `trial_number` from 1, as the page and the terminal do.
+    """
     found = [item for item in measurements if item.name not in FORMS or item.per_layer]
     keys = list(
         dict.fromkeys(key for item in found for key in item.context if key not in ("parts", "text", "layers"))
     )
+    named = [key for key in keys if key != "layer"]
+    if "trial" in named and "trial_number" not in named:
+        named.insert(named.index("trial") + 1, "trial_number")
     head = [
         "name",
         "layer",
         "value",
         "unit",
-        *(key for key in keys if key != "layer"),
+        *named,
         "low",
         "high",
         "definition",
     ]
     rows = []
     for item in found:
-        context = [_plain(item.context.get(key, "")) for key in keys if key != "layer"]
+        trial = item.context.get("trial")
+        number = {"trial_number": trial + 1} if isinstance(trial, int) else {}
+        said = {**number, **item.context}
+        context = [_plain(said.get(key, "")) for key in named]
         ends = [item.spread.get("low", ""), item.spread.get("high", "")]
         own = item.context.get("layer", "")
         rows.append([item.name, own, item.value, item.unit, *context, *ends, item.definition])

@@ -120,10 +120,13 @@ class Report:
     def tables(self) -> dict[str, tuple[list[str], list[list[object]]]]:
         """Every table by name, as (head, rows) of plain values: what the CSV files hold."""
         compared = summary.comparison(self.measurements)
-        main: list[list[object]] = [
-            [line.name.strip(), *(value for _, value in line.cells), line.definition]
-            for line in compared.lines
-        ]
+        main: list[list[object]] = []
+        for line in compared.lines:
+            name = line.name.strip()
+            main.append([name, *(value for _, value in line.cells), line.definition])
+            for at, end in enumerate(("low", "high") if line.ends else ()):
+                ends = ("" if pair is None else pair[at] for pair in line.ends)
+                main.append([f"{name}, 95 % {end}", *ends, f"the {end} end of the interval of {name}"])
         found: dict[str, tuple[list[str], list[list[object]]]] = {
             "summary": (["measure", *compared.head, "definition"], main)
         }

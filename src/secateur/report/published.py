@@ -16,12 +16,12 @@ from statistics import fmean
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.report.forms import is_plain
-from secateur.report.reading import as_text, finite
-from secateur.report.summary import is_share, number
+from secateur.report.reading import as_text, finite, is_share
+from secateur.report.summary import number
 
 __all__ = ["PublishedComparison", "beside"]
 
-_NOT_COMPARED = {"published", "inconsistent", "run", "trial", "step", "seed", "metric"}
+_NOT_COMPARED = {"published", "inconsistent", "run", "trial", "trial_number", "step", "seed", "metric"}
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from typing import Any
 import altair as alt
 
 from secateur.core.measurement import Measurement, Measurements
+from secateur.core.over_seeds import is_seed, seed_of
 from secateur.report.forms import FORMS, is_plain
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "dashes",
     "finite",
     "fitting_legend",
+    "is_share",
     "legend_selection",
     "quality_of",
     "result_of",
@@ -47,9 +49,11 @@ QUALITIES = ("accuracy", "top1", "validation_accuracy", "score", "loss", "total_
 LOWER = frozenset({"loss", "total_loss"})
 """Those of which lower is better."""
 
+_SHARES = ("accuracy", "top1", "sparsity")
 _NO_SETTING = {
     "run",
     "trial",
+    "trial_number",
     "variant",
     "step",
     "seed",
@@ -63,8 +67,13 @@ _NO_SETTING = {
 }
 
 
-def _is_seed(key: str) -> bool:
-    return key.rpartition(".")[2] == "seed"
+def is_share(name: str) -> bool:
+    """Whether a measured number is a share, which is written in per cent.
+
+    >>> is_share("accuracy"), is_share("mask_sparsity"), is_share("macs")
+    (True, True, False)
+    """
+    return any(name == word or name.endswith(f"_{word}") for word in _SHARES)
 
 
 def _is_sparsity(key: str) -> bool:
@@ -73,7 +82,8 @@ def _is_sparsity(key: str) -> bool:
 
 @dataclass
 class VariantRow:
-    """One variant of one trial of one run, and all that was measured of it."""
+    """One variant of one trial of one run, and all that was measured of it; or the mean of trials that differ only by
+    their seed (`variants.over_seeds`)."""
 
     run: str
     trial: int
@@ -82,6 +92,8 @@ class VariantRow:
     settings: dict[str, Any] = field(default_factory=dict)
     values: dict[str, Measurement] = field(default_factory=dict)
     label: str = ""
+    name: str = ""
+    """The label without the seed."""
     removed: float | None = None
     """The sparsity asked for if a setting gives it, else the share of the dense model's parameters gone; None where the
     parameters of the model before anything was cut out of it were not measured."""
@@ -94,8 +106,11 @@ class VariantRow:
     whole: Measurement | None = field(default=None, repr=False, compare=False)
     """The parameters before anything was cut out, where they were measured."""
     reference: VariantRow | None = field(default=None, repr=False, compare=False)
-    """What it is compared with, never itself: the dense variant of its trial, else that of its run, else the first
-    variant of its trial. None where there is no other, as for the dense variant."""
+    """What it is compared with, never itself: the dense variant of its trial, else that of its run with the same seed
+    or, where the dense variant has one seed only, that; else the first variant of its trial. None where there is no
+    other, as for the dense variant."""
+    members: tuple[VariantRow, ...] = field(default=(), repr=False, compare=False)
+    """The trials that it is the mean of; empty for one trial."""
 
     def number(self, name: str) -> float | None:
         """A measured value, None where there is none or it diverged."""
@@ -229,12 +244,15 @@ def _by_trial(rows: Iterable[VariantRow]) -> dict[tuple[str, int], list[VariantR
 
 def _refer(rows: list[VariantRow]) -> None:
     """Set what every variant is compared with."""
-    of_run: dict[str, VariantRow] = {}
+    of_run: dict[str, dict[str, VariantRow]] = {}
     for row in rows:
         if row.variant == "dense":
-            of_run.setdefault(row.run, row)
+            of_run.setdefault(row.run, {}).setdefault(str(row.seed), row)
     for (run, _), trial in _by_trial(rows).items():
-        dense = next((row for row in trial if row.variant == "dense"), of_run.get(run))
+        others = of_run.get(run, {})
+        alone = next(iter(others.values())) if len(others) == 1 else None
+        own = (row for row in trial if row.variant == "dense")
+        dense = next(own, others.get(str(trial[0].seed), alone))
         for row in trial:
             base = dense or trial[0]
             row.reference = None if row.variant == "dense" or base is row else base
@@ -260,8 +278,7 @@ def result_of(rows: Iterable[VariantRow]) -> VariantRow:
 def _set_settings(row: VariantRow, item: Measurement) -> None:
     """Take a row's settings and its seed from what a measurement was made under."""
     row.settings.update({k: v for k, v in item.context.items() if k not in _NO_SETTING})
-    seeds = [value for key, value in item.context.items() if _is_seed(key) and key != "seed"]
-    row.seed = seeds[0] if seeds else item.context.get("seed", row.seed)
+    row.seed = seed_of({"seed": row.seed, **item.context})
 
 
 def _same_moment(rows: Iterable[VariantRow]) -> None:
@@ -273,18 +290,29 @@ def _same_moment(rows: Iterable[VariantRow]) -> None:
 
 
 def _name(rows: list[VariantRow]) -> None:
-    """Give every row a label that distinguishes it: run, settings that vary, variant."""
+    """Give every row a label that distinguishes it: run, settings that vary, variant, and its seed where seeds vary."""
     runs = {row.run for row in rows}
-    keys = dict.fromkeys(key for row in rows for key in row.settings if not _is_seed(key))
+    keys = dict.fromkeys(key for row in rows for key in row.settings if not is_seed(key))
     differing = [
         key for key in keys if len({as_text(row.settings.get(key, "")) for row in rows if row.settings}) > 1
     ]
     trials = {(row.run, row.trial) for row in rows}
+    seeds = _seeds_of_runs(rows)
     for row in rows:
         parts = [row.run] if len(runs) > 1 else []
         if len(trials) > len(runs):
             parts += [as_text(row.settings[key]) for key in differing if key in row.settings]
-        row.label = " · ".join([*(part for part in parts if part), row.variant])
+        row.name = row.label = " · ".join([*(part for part in parts if part), row.variant])
+        if len(seeds[row.run]) > 1:
+            row.label += f" · seed {row.seed}"
+
+
+def _seeds_of_runs(rows: Iterable[VariantRow]) -> dict[str, set[str]]:
+    """The seeds of each run."""
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        found.setdefault(row.run, set()).add(str(row.seed))
+    return found
 
 
 def settings_of(rows: Iterable[VariantRow]) -> dict[str, str]:
@@ -301,7 +329,7 @@ def settings_of(rows: Iterable[VariantRow]) -> dict[str, str]:
     {'prune.budget': 'budget'}
     """
     own = [row for row in rows if row.settings]
-    keys = dict.fromkeys(key for row in own for key in row.settings if not _is_seed(key))
+    keys = dict.fromkeys(key for row in own for key in row.settings if not is_seed(key))
     differing = [key for key in keys if len({as_text(row.settings.get(key, "")) for row in own}) > 1]
     last = [key.rpartition(".")[2] for key in differing]
     return {key: short if last.count(short) == 1 else key for key, short in zip(differing, last)}
@@ -370,7 +398,7 @@ def _removed(row: VariantRow, alone: bool) -> float | None:
 def series_of(row: VariantRow, rows: Iterable[VariantRow]) -> str:
     """The label of a line in a chart over sparsity: all that distinguishes the row, except sparsity and seed."""
     others = list(rows)
-    keys = [key for key in row.settings if not _is_sparsity(key) and not _is_seed(key)]
+    keys = [key for key in row.settings if not _is_sparsity(key) and not is_seed(key)]
     differing = [
         key for key in keys if len({as_text(one.settings.get(key, "")) for one in others if one.settings}) > 1
     ]
@@ -379,8 +407,14 @@ def series_of(row: VariantRow, rows: Iterable[VariantRow]) -> str:
     return " · ".join([*parts, *(as_text(row.settings[key]) for key in differing), row.variant])
 
 
-def before_and_after(items: Iterable[Measurement]) -> tuple[Measurement, Measurement] | None:
+def before_and_after(
+    items: Iterable[Measurement], wanted: Iterable[tuple[str, int]] = ()
+) -> tuple[Measurement, Measurement] | None:
     """The model before and after in one trial, from what one measure found; the first trial that changed anything.
+
+    Args:
+        items: What was found.
+        wanted: (run, trial) of the trials that come before the others.
 
     Before is the trial's dense variant, else the dense variant of its run, else the first variant of the trial; after
     is the last variant of the trial that differs. Models of different trials are never compared, because they may
@@ -402,7 +436,8 @@ def before_and_after(items: Iterable[Measurement]) -> tuple[Measurement, Measure
         trials.setdefault((run, trial), []).append(item)
         if variant == "dense":
             dense.setdefault(run, item)
-    for (run, _), group in trials.items():
+    first = set(wanted)
+    for (run, _), group in sorted(trials.items(), key=lambda trial: trial[0] not in first):
         own = next((item for item in group if _place(item)[2] == "dense"), None)
         before = own or dense.get(run, group[0])
         changed = [item for item in group if _form(item) != _form(before)]
@@ -420,6 +455,9 @@ def trial_of(measurements: Iterable[Measurement], item: Measurement) -> str:
     own = next((row for row in rows if row.trial == trial and row.settings), None)
     keys = settings_of(rows)
     said = " · ".join(as_text(own.settings[key]) for key in keys if key in own.settings) if own else ""
+    own = own or next((row for row in rows if row.trial == trial), None)
+    if own is not None and len({str(row.seed) for row in rows}) > 1:
+        said = ", ".join(filter(None, (said, f"seed {own.seed}")))
     return f" of trial {trial + 1}" + (f" ({said})" if said else "")
 
 

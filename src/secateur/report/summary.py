@@ -10,12 +10,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from secateur.core.measurement import Measurement, Measurements
+from secateur.core.over_seeds import SeedMean
 from secateur.report.charts.pareto import front
-from secateur.report.reading import LOWER, QUALITIES, VariantRow, quality_of, result_of, rows_of
+from secateur.report.reading import (
+    LOWER,
+    QUALITIES,
+    VariantRow,
+    is_share,
+    quality_of,
+    result_of,
+    rows_of,
+)
+from secateur.report.variants import (
+    change_of,
+    comparable,
+    cost_of,
+    over_seeds,
+    seeds_of,
+    settled,
+    smallest_near,
+)
 
 __all__ = [
     "MEASURES",
@@ -45,7 +63,6 @@ MEASURES = (
     "size",
     "file_bytes",
 )
-_SHARES = ("accuracy", "top1", "sparsity")
 NAMES = {
     "params": "parameters",
     "nonzeros": "non-zero parameters",
@@ -67,15 +84,6 @@ NAMES = {
     "huffman_bits": "Huffman bits per kept weight",
     "formula_ratio": "ratio by the papers' formula",
 }
-
-
-def is_share(name: str) -> bool:
-    """Whether a measured number is a share, which is written in per cent.
-
-    >>> is_share("accuracy"), is_share("mask_sparsity"), is_share("macs")
-    (True, True, False)
-    """
-    return any(name == word or name.endswith(f"_{word}") for word in _SHARES)
 
 
 def number(value: float | int, name: str = "", unit: str = "") -> str:
@@ -111,11 +119,15 @@ def quantity(item: Measurement) -> str:
 
 @dataclass(frozen=True)
 class Line:
-    """One row of the table: what, its definition, and a cell for every variant: (text, value to sort by)."""
+    """One row of the table: what, its definition, and a cell for every variant: (text, value to sort by).
+
+    `ends` holds the ends of the 95 % interval of each cell that is a mean over seeds; empty where none is.
+    """
 
     name: str
     definition: str
     cells: tuple[tuple[str, float | None], ...]
+    ends: tuple[tuple[float, float] | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -140,17 +152,17 @@ class Tile:
 def tiles(measurements: Measurements) -> list[Tile]:
     """Accuracy, time, bytes and multiply-accumulates of one variant beside what it is compared with.
 
-    The variant is the last judged one of a run (`result_of`), and of a sweep the smallest within one point. A report on
-    several runs has none: its table and its figures compare them.
+    The variant is the last judged one of a run (`result_of`), and of a sweep the smallest within one point; of several
+    seeds it is their mean. A report on several runs has none: its table and its figures compare them.
 
     >>> one = Measurement("size", 1000, context={"variant": "dense"})
     >>> tiles(Measurements([one, Measurement("file_bytes", 100, context={"variant": "file"})]))
     [Tile(name='bytes on disk', value='100', change='10.0 times smaller, from 1,000')]
     """
-    rows = rows_of(measurements)
+    rows = over_seeds(rows_of(measurements))
     if len({row.run for row in rows}) != 1:
         return []
-    last = result_of(rows) if len({row.trial for row in rows}) == 1 else _smallest_near(rows)
+    last = result_of(rows) if len({row.trial for row in rows}) == 1 else smallest_near(rows)
     if last is None or last.reference is None:
         return []
     base = last.reference
@@ -181,21 +193,31 @@ def _quality_tile(base: VariantRow, last: VariantRow, unknown: str) -> Tile | No
     before, after = (row.number(quality) if quality else None for row in (base, last))
     if quality is None or after is None:
         return None
+    name = quality if seeds_of(last) == 1 else f"{quality}, mean of {seeds_of(last)} seeds"
     if before is None:
-        return Tile(quality, number(after, quality), unknown)
-    return Tile(
-        quality, number(after, quality), f"{_by(quality, before, after)}, from {number(before, quality)}"
-    )
+        return Tile(name, number(after, quality), unknown)
+    change = _by(quality, before, after, change_of(last, quality))
+    return Tile(name, number(after, quality), f"{change}, from {number(before, quality)}")
 
 
-def _by(quality: str, before: float, after: float) -> str:
-    """How much a quality changed.
+def _by(quality: str, before: float, after: float, over: SeedMean | None = None) -> str:
+    """How much a quality changed; of several seeds the mean of the differences seed by seed, with its interval.
 
     >>> _by("accuracy", 0.9, 0.88), _by("loss", 0.5, 0.75)
     ('−2.00 points', '+0.25')
+    >>> _by("accuracy", 0.9, 0.88, SeedMean(-0.02, 0.03, (-0.03, -0.01)))
+    '−2.00 points [−5.00, +1.00]'
     """
-    sign, shares = "−" if after < before else "+", is_share(quality) and max(abs(before), abs(after)) <= 1
-    return sign + (f"{abs(after - before) * 100:.2f} points" if shares else f"{abs(after - before):.4g}")
+    shares = is_share(quality) and max(abs(before), abs(after)) <= 1
+
+    def signed(value: float) -> str:
+        sign = "−" if value < 0 else "+"
+        return sign + (f"{abs(value) * 100:.2f}" if shares else f"{abs(value):.4g}")
+
+    text = signed(after - before if over is None else over.mean) + (" points" if shares else "")
+    if over is not None and not math.isnan(over.half):
+        text += f" [{signed(over.low)}, {signed(over.high)}]"
+    return text
 
 
 def _time_tile(last: VariantRow) -> Tile | None:
@@ -228,8 +250,9 @@ def _ratio_tile(
 
 
 def shown_rows(measurements: Measurements) -> list[VariantRow]:
-    """The variants side by side: all of one trial, else the dense ones and the Pareto front."""
-    rows = rows_of(measurements)
+    """The variants side by side: all of one trial, else the dense ones and the Pareto front; of several seeds their
+    means."""
+    rows = over_seeds(rows_of(measurements))
     trials = {(row.run, row.trial) for row in rows}
     if len(rows) <= _COLUMNS and len(trials) <= max(2, len({row.run for row in rows})):
         return rows
@@ -239,8 +262,8 @@ def shown_rows(measurements: Measurements) -> list[VariantRow]:
         return rows[:_COLUMNS]
     points = [
         (row, cost, good)
-        for row in rows
-        if (cost := _cost(row)) and (good := row.number(quality)) is not None
+        for row in settled(rows)
+        if (cost := cost_of(row)) and (good := row.number(quality)) is not None
     ]
     best = front([(cost, good) for _, cost, good in points], quality in LOWER)
     chosen = [points[i][0] for i in reversed(best) if points[i][0].variant != "dense"]
@@ -248,14 +271,6 @@ def shown_rows(measurements: Measurements) -> list[VariantRow]:
     if len(chosen) > room:
         chosen = [chosen[round(k * (len(chosen) - 1) / (room - 1))] for k in range(room)]
     return [*dense, *chosen] or rows[:_COLUMNS]
-
-
-def _cost(row: VariantRow) -> float | None:
-    return (
-        row.bytes
-        if "file_bytes" in row.values
-        else row.number("macs_nonzero") or row.number("nonzeros") or row.bytes
-    )
 
 
 def comparison(measurements: Measurements) -> Comparison:
@@ -270,14 +285,55 @@ def comparison(measurements: Measurements) -> Comparison:
         cells = tuple(
             (quantity(item), float(item.value)) if item is not None else ("", None) for item in found
         )
-        lines.append(Line(NAMES.get(name, name.replace("_", " ")), first.definition, cells))
+        title = NAMES.get(name, name.replace("_", " "))
+        lines.append(Line(title, first.definition, cells, _ends(rows, found)))
+    lines = [*_of_seeds(rows), *lines]
     if any("file_bytes" in row.values for row in rows):
         lines += _smaller(rows)
-    every = rows_of(measurements)
+    every = over_seeds(rows_of(measurements))
     which = "variants that no other beats" if quality_of(every) else "the first variants"
     if any(row.variant == "dense" for row in rows):
         which = f"the dense model and {which}"
     return Comparison(tuple(row.label for row in rows), tuple(lines), len(every), which)
+
+
+def _ends(
+    rows: Sequence[VariantRow], found: Sequence[Measurement | None]
+) -> tuple[tuple[float, float] | None, ...]:
+    """The interval of every cell that is a mean over seeds."""
+    ends = tuple(
+        (item.spread["low"], item.spread["high"])
+        if row.members and item is not None and "low" in item.spread
+        else None
+        for row, item in zip(rows, found)
+    )
+    return ends if any(ends) else ()
+
+
+def _of_seeds(rows: Sequence[VariantRow]) -> list[Line]:
+    """How many seeds each column is the mean of, and by how much its quality differs, seed by seed; nothing where no
+    column is of several."""
+    if all(seeds_of(row) == 1 for row in rows):
+        return []
+    count = tuple((str(seeds_of(row)), float(seeds_of(row))) for row in rows)
+    found = [Line("seeds", "how many trials, which differ only by their seed, a column is the mean of", count)]
+    quality = quality_of(rows)
+    changes = [change_of(row, quality) if quality and row.reference is not None else None for row in rows]
+    if quality is None or not any(changes):
+        return found
+    cells, ends = [], []
+    for row, over in zip(rows, changes):
+        base = None if row.reference is None else row.reference.number(quality)
+        after = row.number(quality)
+        known = over is not None and base is not None and after is not None
+        cells.append((_by(quality, base, after, over), over.mean) if known else ("", None))
+        ends.append(None if over is None or math.isnan(over.half) else (over.low, over.high))
+    named = dict.fromkeys(_called(row.reference) for row in rows if row.reference is not None)
+    text = (
+        f"mean over the seeds of the difference from {' or '.join(named)} of the same seed, with the 95 % interval of "
+        "Student's t"
+    )
+    return [*found, Line(f"change of {quality}", text, tuple(cells), tuple(ends))]
 
 
 def _smaller(rows: list[VariantRow]) -> list[Line]:
@@ -298,9 +354,10 @@ def _smaller(rows: list[VariantRow]) -> list[Line]:
 
 
 def headline(measurements: Measurements) -> str:
-    """The result in one line: dense against the best variant."""
-    rows = rows_of(measurements)
-    trials = {(row.run, row.trial) for row in rows}
+    """The result in one line: dense against the best variant; of several seeds by their mean."""
+    every = rows_of(measurements)
+    rows = over_seeds(every)
+    trials = {(row.run, row.trial) for row in every}
     runs = list(dict.fromkeys(row.run for row in rows))
     if not rows:
         return "nothing was measured"
@@ -310,10 +367,24 @@ def headline(measurements: Measurements) -> str:
             for run in runs
         )
         return " — ".join(f"{run}: {text}" for run, text in zip(runs, ours))
-    if len(trials) > 1:
-        return _best_of(rows, len(trials))
+    if len({row.trial for row in rows}) > 1:
+        return _best_of(rows, _counted(rows, len(trials)))
     last = result_of(rows)
-    return _alone(last) if last.reference is None else _difference(last.reference, last)
+    text = _alone(last) if last.reference is None else _difference(last.reference, last)
+    return text if seeds_of(last) == 1 else f"means over {seeds_of(last)} seeds: {text}"
+
+
+def _counted(rows: Sequence[VariantRow], trials: int) -> str:
+    """How many trials there were, and of how many settings with how many seeds."""
+    settings: dict[int, int] = {}
+    for row in rows:
+        if row.variant != "dense":
+            settings[row.trial] = max(settings.get(row.trial, 0), seeds_of(row))
+    most, least = max(settings.values(), default=1), min(settings.values(), default=1)
+    if most == 1:
+        return f"{trials:,} trials"
+    seeds = f"{most} seeds" if most == least else f"{least} to {most} seeds"
+    return f"{trials:,} trials ({len(settings):,} settings, {seeds} each)"
 
 
 def _alone(row: VariantRow) -> str:
@@ -327,26 +398,27 @@ def _listed(row: VariantRow) -> str:
     return ", ".join(f"{NAMES.get(name, name)} {quantity(row.values[name])}" for name in names[:3])
 
 
-def _best_of(rows: list[VariantRow], trials: int) -> str:
+def _best_of(rows: list[VariantRow], trials: str) -> str:
     """The smallest variant of a sweep that is about as good as what it is compared with."""
     quality = quality_of(rows)
     if quality is None:
         sizes = [row.bytes for row in rows if row.bytes]
         spread = f", files of {min(sizes):,.0f} to {max(sizes):,.0f} bytes" if len(set(sizes)) > 1 else ""
-        return f"{trials:,} trials{spread}; no accuracy was measured"
+        return f"{trials}{spread}; no accuracy was measured"
     if quality == "score":  # of the user's own making: nobody knows how much of it is little
-        return f"{trials:,} trials, {quality} {_span(rows, quality)}"
-    compared = _comparable(rows, quality)
+        return f"{trials}, {quality} {_span(rows, quality)}"
+    compared = comparable(rows, quality)
     if not compared:
-        return f"{trials:,} trials{_not_compared(rows, quality)}"
+        return f"{trials}{_not_compared(rows, quality)}"
     within = "per cent" if quality in LOWER else "point"
     references = [row.reference for row in compared if row.reference is not None]
     name = " or ".join(dict.fromkeys(_called(row) for row in references))
-    best = _smallest_near(rows)
+    mean = " by its mean over the seeds" if any(row.members for row in compared) else ""
+    best = smallest_near(rows)
     if best is None or best.reference is None:
-        return f"{trials:,} trials; none came within one {within} of {name} ({quality} {_span(references, quality)})"
+        return f"{trials}; none came within one {within} of {name}{mean} ({quality} {_span(references, quality)})"
     words = _difference(best.reference, best)
-    return f"{trials:,} trials; the smallest within one {within} of {name} is {best.label}: {words}"
+    return f"{trials}; the smallest within one {within} of {name}{mean} is {best.label}: {words}"
 
 
 def _not_compared(rows: list[VariantRow], quality: str) -> str:
@@ -364,35 +436,6 @@ def _span(rows: list[VariantRow], quality: str) -> str:
     values = [value for row in rows if (value := row.number(quality)) is not None]
     low, high = number(min(values), quality), number(max(values), quality)
     return low if low == high else f"{low} to {high}"
-
-
-def _comparable(rows: list[VariantRow], quality: str) -> list[VariantRow]:
-    """The variants with a cost of which the quality is known, and that of what they are compared with."""
-    return [
-        row
-        for row in rows
-        if row.reference is not None
-        and row.reference.number(quality) is not None
-        and row.number(quality) is not None
-        and _cost(row)
-    ]
-
-
-def _smallest_near(rows: list[VariantRow]) -> VariantRow | None:
-    """The cheapest variant at most one point of accuracy, or one per cent of loss, worse than what it is compared
-    with."""
-    quality = quality_of(rows)
-    if quality is None:
-        return None
-    sign = -1 if quality in LOWER else 1
-    near = []
-    for row in _comparable(rows, quality):
-        base = row.reference.number(quality) if row.reference is not None else None
-        value = row.number(quality)
-        if base is not None and value is not None:
-            slack = 0.01 if quality not in LOWER else 0.01 * abs(base)
-            near += [row] if (value - base) * sign >= -slack else []
-    return min(near, key=lambda row: _cost(row) or math.inf, default=None)
 
 
 def _difference(base: VariantRow, small: VariantRow) -> str:
@@ -435,5 +478,6 @@ def _judged(base: VariantRow, small: VariantRow) -> tuple[list[str], str]:
     if before is None:
         missing = f"; the {quality} of {_called(base)} was not measured: add a measure step after it"
         return [f"{quality} of {_called(small)} {number(after, quality)}"], missing
-    by = _by(quality, before, after)
+    by = _by(quality, before, after, change_of(small, quality))
+    by += f", {seeds_of(small)} seeds" if seeds_of(small) > 1 else ""
     return [f"{quality} {number(before, quality)} → {number(after, quality)} ({by})"], ""

@@ -17,6 +17,7 @@ import altair as alt
 from secateur.core.measurement import Measurement, Measurements
 from secateur.report.figure import Figure, FigureTable
 from secateur.report.reading import colour, variants_of
+from secateur.report.variants import of_one_trial
 
 __all__ = ["heights", "ridges"]
 
@@ -33,7 +34,7 @@ def heights(counts: Sequence[float]) -> list[float]:
 
 def _chosen(measurements: Measurements, name: str) -> tuple[list[Measurement], list[str], list[str], int]:
     """The histograms to draw, their layers and variants, and how many layers there are in all."""
-    found = [item for item in measurements if item.name == name and item.context.get("trial", 0) == 0]
+    found = of_one_trial([item for item in measurements if item.name == name], measurements)
     runs = {str(item.context.get("run", "")) for item in found}
     found = [item for item in found if str(item.context.get("run", "")) == min(runs)] if runs else []
     layers = list(dict.fromkeys(str(item.context["layer"]) for item in found))

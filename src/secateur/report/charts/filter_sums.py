@@ -13,6 +13,7 @@ import altair as alt
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.report.figure import Figure, FigureTable
+from secateur.report.variants import of_one_trial
 
 __all__ = ["filter_sums"]
 
@@ -23,7 +24,7 @@ _LAYERS = 40
 def filter_sums(measurements: Measurements) -> list[Figure]:
     """A strip for every layer, a column for every variant."""
     found = [item for item in measurements if item.name == "filter_sums" and item.context.get("sums")]
-    found = [item for item in found if item.context.get("trial", 0) == 0]
+    found = of_one_trial(found, measurements)
     if not found:
         return []
     layers = list(dict.fromkeys(str(item.context["layer"]) for item in found))

@@ -16,13 +16,15 @@ from secateur.core.measurement import Measurement, Measurements
 from secateur.report.drawing import DrawnLayer, draw_network
 from secateur.report.figure import Figure, FigureTable
 from secateur.report.reading import before_and_after, trial_of
+from secateur.report.variants import result_trials
 
 __all__ = ["network", "two_architectures"]
 
 
 def two_architectures(measurements: Measurements) -> tuple[Measurement, Measurement] | None:
-    """The architecture before and after in one trial (see `before_and_after`)."""
-    return before_and_after(item for item in measurements if item.name == "architecture")
+    """The architecture before and after in one trial (see `before_and_after`), the headline's where it was drawn."""
+    found = [item for item in measurements if item.name == "architecture"]
+    return before_and_after(found, result_trials(measurements) if found else ())
 
 
 def network(measurements: Measurements) -> list[Figure]:

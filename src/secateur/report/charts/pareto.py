@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import altair as alt
 
@@ -28,6 +28,7 @@ from secateur.report.reading import (
     rows_of,
     variants_of,
 )
+from secateur.report.variants import over_seeds, seeds_of, settled
 
 __all__ = ["front", "pareto"]
 
@@ -75,7 +76,7 @@ def _published(
 
 def pareto(measurements: Measurements) -> list[Figure]:
     """One figure for every cost that at least two variants have."""
-    rows = rows_of(measurements)
+    rows = over_seeds(rows_of(measurements))
     quality = quality_of(rows)
     if quality is None:
         return []
@@ -84,6 +85,9 @@ def pareto(measurements: Measurements) -> list[Figure]:
 
 Point = tuple[str, str, float, float]
 """A point of a chart: its label, its variant, its cost and its quality."""
+Row: TypeAlias = tuple[Any, ...]
+"""A point, whether it is beaten by none, and of a mean over seeds the ends of its interval and the number of seeds."""
+_FEWER = "of fewer seeds"
 
 
 @dataclass(frozen=True)
@@ -110,22 +114,31 @@ _COSTS = (
 
 def _one(measurements: Measurements, rows: list[VariantRow], quality: str, axis: _Axis) -> list[Figure]:
     """The figure of one cost; none where all variants cost the same."""
+    drawn = [row for row in rows if _cost(row, axis.names) is not None and row.number(quality) is not None]
     points: list[Point] = [
-        (row.label, row.variant, cost, good)
-        for row in rows
-        if (cost := _cost(row, axis.names)) is not None and (good := row.number(quality)) is not None
+        (row.label, row.variant, _cost(row, axis.names) or 0.0, row.number(quality) or 0.0) for row in drawn
     ]
     if len({cost for _, _, cost, _ in points}) < 2:
         return []
     lower = quality in LOWER
-    best = set(front([(cost, good) for _, _, cost, good in points], lower))  # of ours alone
+    judged = {id(row) for row in settled(drawn)}
+    own = [i for i, row in enumerate(drawn) if id(row) in judged]
+    best = {own[i] for i in front([points[i][2:] for i in own], lower)}  # of ours alone
     cheapest = min((points[i] for i in best), key=lambda point: point[2])
     points += [
         (label, "published", cost, good)
         for label, cost, good in _published(measurements, quality, axis.names)
     ]
     kept = _drawn(points, best)
-    table = tuple((*points[i], "yes" if i in best else "no") for i in kept)
+    several = any(row.members for row in drawn)
+    table: tuple[Row, ...] = tuple(
+        (
+            *points[i],
+            "yes" if i in best else _FEWER if i < len(drawn) and i not in own else "no",
+            *(_interval(drawn[i] if i < len(drawn) else None, quality) if several else ()),
+        )
+        for i in kept
+    )
     domain = variants_of(measurements)
     if any(row[1] == "published" for row in table):
         domain = [*domain, "published"]
@@ -141,13 +154,30 @@ def _one(measurements: Measurements, rows: list[VariantRow], quality: str, axis:
             f"{quality.replace('_', ' ').capitalize()} against {axis.title}",
             f"Further left and further {'down' if lower else 'up'} is better. "
             f"{axis.title.capitalize()}: {axis.meaning}. The dashed line joins the variants that no "
-            f"other beats on both.{thinned}",
+            f"other beats on both.{_MEANS if several else ''}{thinned}",
             _chart(table, domain, quality, axis.title, len(points) > 6),
             f"{len(points)} variants by {axis.title} and {quality}; {len(best)} are beaten by no other, the cheapest "
             f"of them {cheapest[0]} at {cheapest[2]:,.4g} with {quality} {cheapest[3]:.4f}.",
-            FigureTable(("variant", "kind", axis.title, quality, "beaten by none"), table),
+            FigureTable(
+                ("variant", "kind", axis.title, quality, "beaten by none", *(_SEEDS if several else ())), table
+            ),
         )
     ]
+
+
+_SEEDS = ("95 % low", "95 % high", "seeds")
+_MEANS = (
+    " A point is the mean over the seeds; the line through one that no other beats is its 95 % interval by Student's "
+    "t. One of at most half as many seeds as the others is drawn, and stays out of the comparison."
+)
+
+
+def _interval(row: VariantRow | None, quality: str) -> tuple[float | None, float | None, int | None]:
+    """The ends of the interval of a mean over seeds, and the number of seeds."""
+    if row is None:
+        return None, None, None
+    spread = row.values[quality].spread if row.members else {}
+    return spread.get("low"), spread.get("high"), seeds_of(row)
 
 
 def _drawn(points: Sequence[Point], best: set[int]) -> list[int]:
@@ -159,14 +189,15 @@ def _drawn(points: Sequence[Point], best: set[int]) -> list[int]:
 
 
 def _chart(
-    table: Sequence[tuple[str, str, float, float, str]],
+    table: Sequence[Row],
     domain: list[str],
     quality: str,
     title: str,
     several: bool,
 ) -> alt.LayerChart | alt.FacetChart:
     """Points, labelled where they are few, and the dashed line through the front."""
-    data = [dict(zip(("label", "variant", "cost", "quality", "front"), row)) for row in table]
+    names = ("label", "variant", "cost", "quality", "front", "low", "high", "seeds")
+    data = [dict(zip(names, row)) for row in table]
     used = [name for name in domain if any(row[1] == name for row in table)]
     form = "~g" if quality in LOWER else "%"
     choose = legend_selection("variant", "variant")
@@ -192,6 +223,10 @@ def _chart(
         ],
     )
     layers = [line, dots.add_params(choose)]
+    if any("low" in row for row in data):
+        sure = base.transform_filter("datum.front == 'yes' && isValid(datum.low)")
+        y = alt.Y("low:Q", title=quality)
+        layers.append(sure.mark_rule().encode(y=y, y2="high:Q", color=colour("variant", domain, used)))
     if not several:
         layers += [
             base.transform_filter(alt.FieldOneOfPredicate("label", [label.point for label in own]))
@@ -223,7 +258,7 @@ _PLOT, _HIGH, _TEXT, _LETTER = (
 
 
 def _label_groups(
-    table: Sequence[tuple[str, str, float, float, str]],
+    table: Sequence[Row],
 ) -> dict[tuple[_Side, int], list[_Label]]:
     """The labels of points by how they are set: their side, and how far above or below the point.
 
@@ -235,7 +270,7 @@ def _label_groups(
     {('right', -14): ['dense'], ('left', -14): ['l1']}
     """
     places: dict[tuple[float, float], list[tuple[str, str]]] = {}
-    for label, variant, cost, quality, _ in table:
+    for label, variant, cost, quality, *_ in table:
         places.setdefault((cost, quality), []).append((label, variant))
     across = [math.log(cost) for cost, _ in places if cost > 0]
     up = [quality for _, quality in places]

@@ -15,15 +15,15 @@ import altair as alt
 from secateur.core.measurement import Measurements
 from secateur.report.figure import Figure, FigureTable
 from secateur.report.reading import before_and_after, trial_of
+from secateur.report.variants import result_trials
 
 __all__ = ["widths"]
 
 
 def widths(measurements: Measurements) -> list[Figure]:
     """The widths before and after in one trial; nothing where no width changed."""
-    pair = before_and_after(
-        item for item in measurements if item.name == "widths" and "published" not in item.context
-    )
+    found = [item for item in measurements if item.name == "widths" and "published" not in item.context]
+    pair = before_and_after(found, result_trials(measurements) if found else ())
     if pair is None or pair[0] is pair[1]:
         return []
     first, last = pair

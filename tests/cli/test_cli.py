@@ -141,7 +141,24 @@ def test_a_sweep_shares_and_json_holds_everything(secateur):
         0.6,
         0.7,
     ]
+    places = dict.fromkeys(
+        (m["context"]["trial"], m["context"]["trial_number"]) for m in found["measurements"]
+    )
+    assert list(places) == [(0, 1), (1, 2), (2, 3)]
     assert secateur("sweep", "r.toml")[0] == 2
+
+
+def test_a_sweep_over_seeds_names_them_all_and_numbers_trials_as_people_see_them(secateur):
+    assert secateur("sweep", "r.toml", "--grid", "lab.seed=3:4:1", "--out", "kept")[0] == 0
+    assert "\nseeds     3, 4; device cpu\n" in secateur("show", "last")[1]
+    shown = json.loads(secateur("show", "--json")[1])
+    assert [(one["trial"], one["trial_number"]) for one in shown["detail"]] == [(0, 1), (1, 2)]
+    kept = json.loads(Path("kept", "measurements.json").read_text())
+    for where in (shown["measurements"], kept):
+        assert {(m["context"]["trial_number"], m["context"]["seed"]) for m in where} == {(1, 3), (2, 4)}
+    assert Path("kept", "trial-2").is_dir()
+    assert secateur("export", "last", "--out", "m.csv")[0] == 0
+    assert "trial,trial_number," in Path("m.csv").read_text()
 
 
 def test_runs_show_export_and_gc(secateur):

@@ -148,7 +148,11 @@ def test_table_chart_tiles_and_sentence_have_the_same_numbers() -> None:
     (figure,) = pareto(report.measurements)
     drawn = {row[0]: row for row in figure.table.rows}
     assert figure.table.head[5:] == ("95 % low", "95 % high", "seeds")
-    for name, accuracy, change in (("dense", 0.24, None), ("b · small", 0.235, -0.005), ("a · small", 0.2, -0.04)):
+    for name, accuracy, change in (
+        ("dense", 0.24, None),
+        ("b · small", 0.235, -0.005),
+        ("a · small", 0.2, -0.04),
+    ):
         assert table["accuracy"][name] == pytest.approx(accuracy)
         assert drawn[name][3] == pytest.approx(accuracy)
         assert table["change of accuracy"][name] == (None if change is None else pytest.approx(change))

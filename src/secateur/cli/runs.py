@@ -79,7 +79,8 @@ def show(
     row = opened.run(which)
     trials, measured = opened.trials(row.id), opened.measurements(row.id)
     if output.json:
-        whole = {**asdict(row), "detail": trials, "measurements": tables.numbered(measured)}
+        detail = [{"trial_number": trial["trial"] + 1, **trial} for trial in trials]
+        whole = {**asdict(row), "detail": detail, "measurements": tables.numbered(measured)}
         print_json(whole)
         return
     _print_origin(row, seeds_text([trial["settings"] for trial in trials], row.seed))

@@ -316,7 +316,9 @@ def _of_seeds(rows: Sequence[VariantRow]) -> list[Line]:
     if all(seeds_of(row) == 1 for row in rows):
         return []
     count = tuple((str(seeds_of(row)), float(seeds_of(row))) for row in rows)
-    found = [Line("seeds", "how many trials, which differ only by their seed, a column is the mean of", count)]
+    found = [
+        Line("seeds", "how many trials, which differ only by their seed, a column is the mean of", count)
+    ]
     quality = quality_of(rows)
     changes = [change_of(row, quality) if quality and row.reference is not None else None for row in rows]
     if quality is None or not any(changes):

@@ -86,7 +86,9 @@ def _groups(rows: Sequence[VariantRow]) -> list[list[VariantRow]]:
     found: dict[object, list[VariantRow]] = {}
     times: dict[object, int] = {}
     for row in rows:
-        settings = tuple(sorted((key, as_text(row.settings[key])) for key in row.settings if not is_seed(key)))
+        settings = tuple(
+            sorted((key, as_text(row.settings[key])) for key in row.settings if not is_seed(key))
+        )
         key = (row.run, row.variant, settings)
         times[key, str(row.seed)] = times.get((key, str(row.seed)), 0) + 1
         found.setdefault((key, times[key, str(row.seed)]), []).append(row)
@@ -183,7 +185,7 @@ def settled(rows: Sequence[VariantRow]) -> list[VariantRow]:
 
 
 def cost_of(row: VariantRow) -> float | None:
-    """What a variant costs: the bytes of its file, else its multiply-accumulates, its non-zero parameters or its bytes."""
+    """What a variant costs: the bytes of its file, else its multiply-accumulates, non-zero parameters or size."""
     return (
         row.bytes
         if "file_bytes" in row.values

@@ -159,7 +159,8 @@ def _one(measurements: Measurements, rows: list[VariantRow], quality: str, axis:
             f"{len(points)} variants by {axis.title} and {quality}; {len(best)} are beaten by no other, the cheapest "
             f"of them {cheapest[0]} at {cheapest[2]:,.4g} with {quality} {cheapest[3]:.4f}.",
             FigureTable(
-                ("variant", "kind", axis.title, quality, "beaten by none", *(_SEEDS if several else ())), table
+                ("variant", "kind", axis.title, quality, "beaten by none", *(_SEEDS if several else ())),
+                table,
             ),
         )
     ]

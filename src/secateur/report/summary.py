@@ -323,13 +323,15 @@ def _of_seeds(rows: Sequence[VariantRow]) -> list[Line]:
     changes = [change_of(row, quality) if quality and row.reference is not None else None for row in rows]
     if quality is None or not any(changes):
         return found
-    cells, ends = [], []
+    cells: list[tuple[str, float | None]] = []
     for row, over in zip(rows, changes):
         base = None if row.reference is None else row.reference.number(quality)
         after = row.number(quality)
-        known = over is not None and base is not None and after is not None
-        cells.append((_by(quality, base, after, over), over.mean) if known else ("", None))
-        ends.append(None if over is None or math.isnan(over.half) else (over.low, over.high))
+        if over is None or base is None or after is None:
+            cells.append(("", None))
+        else:
+            cells.append((_by(quality, base, after, over), over.mean))
+    ends = [None if one is None or math.isnan(one.half) else (one.low, one.high) for one in changes]
     named = dict.fromkeys(_called(row.reference) for row in rows if row.reference is not None)
     text = (
         f"mean over the seeds of the difference from {' or '.join(named)} of the same seed, with the 95 % interval of "

@@ -195,3 +195,26 @@ def test_trials_of_one_seed_are_never_taken_for_seeds() -> None:
     """Two trials that are alike in all that is known of them stay two."""
     rows = [m for trial in (0, 1) for m in one(trial, 0, "a", "small", 0.2 + trial / 10, 20)]
     assert [row.number("accuracy") for row in over_seeds(rows_of(rows))] == [0.2, pytest.approx(0.3)]
+
+
+def repeated(number: int, seed: int, lr: float = 0.1) -> Run:
+    recipe = {"name": "r", "lab": {"seed": seed}, "step": [{"kind": "train", "lr": lr}]}
+    at = {"trial": 0, "step": "measure", "seed": seed}
+    rows = [
+        M(name, value, context={**at, "variant": variant})
+        for variant, good, macs in (("dense", DENSE[seed], 100), ("small", SMALL[seed], 20))
+        for name, value in (("accuracy", good), ("macs", macs))
+    ]
+    return Run(f"r #{number}", Measurements(rows), provenance={"recipe": recipe})
+
+
+def test_runs_repeated_with_other_seeds_are_one() -> None:
+    report = Report([repeated(1 + seed, seed) for seed in (0, 1, 2)])
+    assert report.headline == headline(swept(near=False))
+    assert report.title == "r #1 and r #2 and r #3"
+    assert tiles(report.measurements) == tiles(swept(near=False))
+
+
+def test_runs_of_other_recipes_or_of_the_same_seed_stay_apart() -> None:
+    for other in (repeated(2, 1, lr=0.2), repeated(2, 0)):
+        assert Report([repeated(1, 0), other]).headline.startswith("r #1: ")

@@ -28,6 +28,7 @@ from secateur.report.figure import Figure
 from secateur.report.forms import is_plain
 from secateur.report.printout import Pair, folded, side_by_side
 from secateur.report.reading import trial_of
+from secateur.report.repeats import joined
 from secateur.report.run import Run, without_home
 from secateur.report.theme import FONT, THEMES, vega_config
 from secateur.report.trials import trials_table
@@ -38,11 +39,11 @@ _TABLE_ROWS = 120
 
 
 class Report:
-    """A page about one run, or about several side by side."""
+    """A page about one run, or about several side by side; runs that differ in the seed alone are judged as one."""
 
     def __init__(self, runs: Sequence[Run], title: str | None = None):
         self.runs = _distinct(runs)
-        self.measurements = Measurements(item for run in self.runs for item in run.measurements)
+        self.measurements = joined(self.runs)
         if not self.measurements:
             raise NothingToDoError(
                 "nothing was measured, so there is nothing to report: expected at least one Measurement, got none; add "
@@ -166,7 +167,7 @@ class Report:
             for key, title in charts.SECTIONS.items()
         ]
         trials = {(m.context.get("run"), m.context.get("trial", 0)) for m in self.measurements if is_plain(m)}
-        several = len(trials) > len(self.runs)
+        several = len(trials) > len({run for run, _ in trials})
         printout = self.printout
         more = {"network": printout is not None, "trials": several}
         return {

@@ -22,8 +22,8 @@ from statistics import fmean
 from typing import Any
 
 from secateur.core.measurement import Measurement
-from secateur.report.reading import as_text
-from secateur.report.summary import is_share, number
+from secateur.report.reading import as_text, is_share
+from secateur.report.summary import number
 from secateur.studies.published import PublishedFigure, alike
 from secateur.studies.study import TableColumn, TableSpec
 

@@ -154,6 +154,10 @@ def _show(ran: Ran, plan: RunPlan, store: Store, flags: RunFlags, json: bool) ->
         head, found = tables.summary(ran.measurements, plan.recipe.grid)
         if found:
             show_table(head, found)
+            if tables.has_seeds(plan.recipe.grid):
+                say(
+                    "means over the seeds, with the 95 % interval of Student's t; --json and --out have every trial"
+                )
             for line in tables.definitions(ran.measurements):
                 say(line)
         elif not ran.failures:

@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.core.measurement import Measurement, Measurements
+from secateur.core.over_seeds import mean_over_seeds
 from secateur.errors import NothingToDoError, OptionError, StoreError
 from secateur.lab.objects import atomic_write
 from secateur.lab.outcomes import Table
@@ -26,7 +29,16 @@ if TYPE_CHECKING:
     from secateur.lab.engine import Ran
     from secateur.lab.store import Store
 
-__all__ = ["as_json", "definitions", "numbered", "summary", "variants", "write_measurements", "write_results"]
+__all__ = [
+    "as_json",
+    "definitions",
+    "has_seeds",
+    "numbered",
+    "summary",
+    "variants",
+    "write_measurements",
+    "write_results",
+]
 
 
 def variants(measurements: Iterable[Measurement]) -> dict[tuple[int, str], dict[str, Measurement]]:
@@ -51,6 +63,8 @@ def summary(
 ) -> tuple[list[str], list[list[str]]]:
     """A table: one row per trial and variant, one column per axis of the grid and per measured name.
 
+    Trials that differ by the seed alone are one row: the means, with the 95 % interval of Student's t.
+
     Args:
         measurements: Those of a run.
         grid: The recipe's grid.
@@ -60,13 +74,58 @@ def summary(
     """
     found = variants(measurements)
     names = list(dict.fromkeys(name for row in found.values() for name in row))
-    axes = list(grid or {})
-    rows = []
-    for (_, variant), row in found.items():
+    seeded = has_seeds(grid)
+    axes = [axis for axis in grid or {} if not (seeded and axis == "lab.seed")]
+    groups: dict[tuple[str, ...], list[dict[str, Measurement]]] = {}
+    for (trial, variant), row in found.items():
         context = next(iter(row.values())).context
         settings = [_short(context.get(axis, "")) for axis in axes]
-        rows.append([*settings, variant, *(row[name].text() if name in row else "" for name in names)])
-    return [*axes, "variant", *names], rows
+        groups.setdefault((*settings, variant, "" if seeded else str(trial)), []).append(row)
+    rows = []
+    for (*settings, variant, _), several in groups.items():
+        own = {name: [row[name] for row in several if name in row] for name in names}
+        cells = [_mean(items).text() if items else "" for items in own.values()]
+        rows.append([*settings, variant, *([str(len(several))] if seeded else []), *cells])
+    if seeded:
+        rows = _once(rows, len(axes))
+    return [*axes, "variant", *(["seeds"] if seeded else []), *names], rows
+
+
+def has_seeds(grid: Mapping[str, Any] | None) -> bool:
+    """Whether a grid repeats its trials with several seeds, over which `summary` gives the means.
+
+    Args:
+        grid: The recipe's grid.
+
+    >>> has_seeds({"lab.seed": (0, 1)}), has_seeds({"prune.budget": (0.5, 0.9)})
+    (True, False)
+    """
+    return len((grid or {}).get("lab.seed", ())) > 1
+
+
+def _mean(items: Sequence[Measurement]) -> Measurement:
+    """One measurement of several that differ by the seed alone: the mean, with its 95 % interval."""
+    if len({float(item.value) for item in items}) == 1:
+        return items[0]
+    over = mean_over_seeds([float(item.value) for item in items])
+    low, high = over.low, over.high
+    if items[0].name in ("accuracy", "top1") and all(0 <= value <= 1 for value in over.values):
+        low, high = max(low, 0.0), min(high, 1.0)
+    spread = {} if math.isnan(over.half) else {"low": low, "high": high}
+    return replace(items[0], value=over.mean, spread=spread, per_layer={}, trials=over.values)
+
+
+def _once(rows: list[list[str]], axes: int) -> list[list[str]]:
+    """A variant on which no axis has any effect, such as the dense model, in one row, without settings."""
+    found: list[list[str]] = []
+    for row in rows:
+        alike = [other for other in rows if other[axes] == row[axes]]
+        if len(alike) > 1 and all(other[axes:] == row[axes:] for other in alike):
+            if row is alike[0]:
+                found.append([*([""] * axes), *row[axes:]])
+        else:
+            found.append(row)
+    return found
 
 
 def definitions(measurements: Iterable[Measurement]) -> list[str]:

@@ -36,7 +36,7 @@ from torch.nn import functional
 from secateur.compensation.calls import Call, NormCall
 from secateur.core.nested import tensors_in
 
-__all__ = ["Addend", "Key", "Sources", "SumFinder", "Watch"]
+__all__ = ["Addend", "CallWatch", "Key", "Sources", "SumFinder"]
 
 Key: TypeAlias = tuple[str, int]
 """Where a pass has made a tensor: the name of the last layer before, and how many functions came after it. Inputs of
@@ -53,7 +53,7 @@ _LEAST_SCALE = 0.1
 """Channels whose scale is below this share of the median stay as they are: their weights would have to be large."""
 
 
-class Watch(Protocol):
+class CallWatch(Protocol):
     """What sees every function of a pass."""
 
     def saw(

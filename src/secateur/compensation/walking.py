@@ -28,7 +28,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from secateur.compensation.calls import Call, Names, NormCall
-from secateur.compensation.sums import Watch
+from secateur.compensation.sums import CallWatch
 from secateur.compensation.waiting import Made, WaitingTensors
 
 __all__ = ["Walk"]
@@ -89,7 +89,7 @@ class Walk:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         waiting: WaitingTensors | None = None,
-        watch: Watch | None = None,
+        watch: CallWatch | None = None,
     ):
         self.names = names
         self.watch = watch

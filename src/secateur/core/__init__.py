@@ -3,6 +3,7 @@
 In reading order: `targets` (which weights of a model can be pruned), `context` (data, loss and seed of a call),
 `scores` (a score per weight), `units` (what is removed as one), `masks` and `lines` (which weights remain),
 `codebook` (a tensor of few values), `schedule` (sparsity by round), `measurement` (a number with its definition),
+`over_seeds` (the mean of several seeds),
 `atomic_files` (files that appear whole or not at all), `file_endings` (names that promise another format), `json_text`,
 `safetensors_header` and `terminal` (reading untrusted text, and printing it).
 

@@ -302,7 +302,8 @@ class MiniLM:
         if isinstance(budget, float):
             if self._equal is None:
                 masks = self._masks(0.5)
-                self._equal = sc.compensate(self.dense, masks, self.calibration, skip="pooler")
+                alone = sc.LeastSquares(sums=False)
+                self._equal = sc.compensate(self.dense, masks, self.calibration, skip="pooler", solver=alone)
             share = sc.error_shares(self.dense, self._equal, self.probes(), budget, compare=embedding)
             budget = sc.budget.PerLayer(share)
         tune = sc.Tuning(passes=24, lr=0.001, blocks=0.5, precision="bf16", compare=mostly_embedding)

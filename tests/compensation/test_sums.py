@@ -72,6 +72,8 @@ def test_the_sum_is_what_a_layer_is_solved_for(kind: str) -> None:
     masks = sc.prune(net, budget=0.5, options=sc.PruneOptions(only=[other]))
     assert float((masks.apply(net)(x) - net(x)).detach().abs().max()) > 0.1
     result = sc.compensate(net, masks, [x], solver=sc.LeastSquares(damping=0))
+    alone = sc.compensate(net, masks, [x], solver=sc.LeastSquares(damping=0, sums=False))
+    assert torch.equal(getattr(alone.model, last[:3]).weight, getattr(net, last[:3]).weight)
     # both read x, so that the last of the two can compensate for all that the first has lost
     torch.testing.assert_close(result.model(x), net(x), atol=1e-4, rtol=1e-4)
 

@@ -131,6 +131,7 @@ class Observed:
 def fit(setting: Setting, solver: Solver, progress: Progress | None = None) -> list[FittedLayer]:
     """Solve every layer of `setting.student`, in the order in which they run; returns the result for each."""
     order, repeated, addends = _order(setting)
+    addends = addends if getattr(solver, "sums", True) else {}
     pooled = _pooled(setting, repeated - setting.frozen)
     done: set[str] = set()
     report: list[FittedLayer] = []

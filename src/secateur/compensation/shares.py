@@ -57,7 +57,9 @@ def error_shares(
 
     Args:
         model: the dense model.
-        compensated: the result of `sc.compensate` with the same share in every layer.
+        compensated: the result of `sc.compensate` with the same share in every layer, by
+            `solver=sc.LeastSquares(sums=False)` where the model has residual connections: a layer that compensates for
+            the errors of others would seem to cause them.
         data: a few batches of inputs; the model runs through them once for every layer.
         sparsity: the share that all layers together lose.
         compare: what of an output counts, as that of `sc.Tuning`; by default all of it.

@@ -35,6 +35,9 @@ class LeastSquares:
             of whole outputs or inputs.
         rounds: the most rounds of conjugate gradients, by which layers are solved that are too large to factor. The
             error falls in every round, most of it in the first ten.
+        sums: solve a layer whose output is added to something, as in a residual connection, for the sum. Without it
+            every layer reproduces its own output, as `error_shares` asks for, which puts each into the dense model
+            alone.
 
     Raises:
         OptionError: for a damping below 0, or less than one round.
@@ -43,6 +46,7 @@ class LeastSquares:
     damping: float = 0.01
     reselect: bool = False
     rounds: int = 60
+    sums: bool = True
     always: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

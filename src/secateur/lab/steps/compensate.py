@@ -128,7 +128,7 @@ class CompensateStep(Step):
                 "channels, filters or biases are pruned"
             )
         first = compensate(
-            dense, masks, self._images(work), skip=self.skip, solver=LeastSquares(self.damping)
+            dense, masks, self._images(work), skip=self.skip, solver=LeastSquares(self.damping, sums=False)
         )
         shares = error_shares(dense, first, self._images(work, _PROBES), masks.sparsity)
         options = PruneOptions(only=list(shares), seed=work.seed)

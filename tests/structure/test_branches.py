@@ -13,9 +13,11 @@ from torch import nn
 
 import secateur as sc
 from secateur.structure.cut.branches import branch_of
+from secateur.structure.cut.fit import _Search
 from secateur.structure.cut.rewrite_data import BY_PLACE, Rewrite, joined
 from secateur.structure.groups.couplings import analyse
 from secateur.structure.shrink import Shrunk
+from secateur.structure.trace.other_shapes import _Trials
 
 
 class Windows(nn.Module):
@@ -148,6 +150,68 @@ def test_what_a_larger_image_needs_whole_stays_and_says_so() -> None:
 def test_a_forward_of_one_path_has_no_branch() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(2), nn.AdaptiveAvgPool1d(1)).eval()
     assert branch_of(analyse(model, X), model, X) is None
+
+
+def test_an_image_taller_than_wide_is_proved_too() -> None:
+    """Nearly every example is square, and a forward may ask which side is longer."""
+
+    class Turned(nn.Module):
+        """Channels change places in images taller than wide."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.a(x)
+            return self.c(self.b(y.flip(1) if x.shape[2] > x.shape[3] else y).relu())
+
+    masked, small = shrunk(Turned(), "channel")
+    assert (small.model.a.out_channels, small.model.b.out_channels) == (16, 8)
+    assert [lock.path for lock in small.locked if lock.operator == "proof"] == ["a"]
+    assert ((1, 3, 9, 6),) in {case.shapes for case in small.proof.cases}
+    for inputs in (torch.randn(1, 3, 20, 12), torch.randn(1, 3, 12, 20)):
+        torch.testing.assert_close(small.model(inputs), masked(inputs), rtol=1e-4, atol=1e-4)
+
+
+class Several(nn.Module):
+    """Some blocks one after the other, each with calls that only a larger image reaches."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Windows() for _ in range(count))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x).transpose(1, 2).unflatten(2, (x.shape[2], -1))
+        return x
+
+
+def test_the_search_takes_no_longer_for_more_modules_of_a_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What helps one helps all, by their place in the source, and is not tried on each again."""
+    made: list[int] = []
+    rerun = _Search.rerun
+    monkeypatch.setattr(_Search, "rerun", lambda search, plan: made.append(1) or rerun(search, plan))  # type: ignore[func-returns-value]
+    counts = []
+    for count in (2, 6):
+        made.clear()
+        sc.prune(Several(count).eval(), "l2", "head", 0.5, example=X)
+        counts.append(len(made))
+    assert counts[0] == counts[1] <= 12
+
+
+def test_planning_and_proof_share_the_recordings_of_larger_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[int, ...]] = []
+    recorded = _Trials.recorded
+
+    def count(trials: _Trials, example: torch.Tensor) -> object:
+        made.append(tuple(example.shape))
+        return recorded(trials, example)
+
+    monkeypatch.setattr(_Trials, "recorded", count)
+    _, small = shrunk(Windows())
+    assert small.proof.holds
+    assert made.count((2, 3, 48, 48)) == 1  # four times as large as the example
 
 
 def test_rewrites_by_place_are_joined_by_place() -> None:

@@ -402,6 +402,22 @@ class DividedBySpread(Odd):
         return self.o(y / y.std(1, keepdim=True))
 
 
+@odd(IMAGES, a=conv(), w=own(16, 2), b=conv(16, 16, 1), o=conv(16, 4, 1))
+class MixedByFourier(Odd):
+    """Each channel is multiplied by a complex number of its own among frequencies."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = self.a(x).relu()
+        mixed = torch.fft.rfft2(y, norm="ortho") * torch.view_as_complex(self.w)[:, None, None]
+        return self.o(y + self.b(torch.fft.irfft2(mixed, s=y.shape[-2:], norm="ortho")).relu())
+
+
+@odd(ROWS, a=lin(), b=lin(32, 16), o=lin(16, 4))
+class MixedAlongRows(Odd):
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.o(self.b(torch.fft.fft(self.a(x), dim=1).real).relu())
+
+
 @refused(ROWS, r"meets an axis that cannot be cut \(mul in the model\)", a=lin(), o=lin(32, 4))
 class CountsItsChannels(Odd):
     def forward(self, x: torch.Tensor) -> Any:
@@ -409,7 +425,7 @@ class CountsItsChannels(Odd):
         return self.o(y * torch.arange(y.shape[-1], dtype=y.dtype))
 
 
-@refused(ROWS, r"the operator _fft_r2c has no rule \(_fft_r2c in the model\)", a=lin(), o=lin(17, 4))
+@refused(ROWS, r"a Fourier transform along the axis \(_fft_r2c in the model\)", a=lin(), o=lin(17, 4))
 class Frequencies(Odd):
     def forward(self, x: torch.Tensor) -> Any:
         return self.o(torch.fft.rfft(self.a(x), dim=-1).abs())

@@ -443,11 +443,34 @@ def test_an_operator_without_a_rule_is_named() -> None:
             self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.b(torch.fft.fft(self.a(x)).real)
+            return self.b(torch.linalg.qr(self.a(x))[1])
 
     found = sc.explain(Odd(), torch.randn(2, 4))
     assert not found.groups
-    assert any("has no rule" in lock.reason and "fft" in lock.operator for lock in found.locks)
+    assert any("has no rule" in lock.reason and "qr" in lock.operator for lock in found.locks)
+
+
+def test_a_size_computed_from_another_layers_width_locks_that_layer() -> None:
+    """The operator that fails has no channel that leaves: the nearest one before it that has is to blame."""
+
+    class HeadsBySize(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.q, self.o = nn.Conv2d(3, 16, 4, 4), nn.Linear(16, 48), nn.Linear(16, 4)
+            self.p = nn.Linear(16, 16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.a(x).flatten(2).mT
+            b, n, c = y.shape
+            heads = 4 if n > 16 else 2
+            q, k, v = self.q(y).view(b, n, 3, heads, c // heads).permute(2, 0, 3, 1, 4)
+            z = (q @ k.transpose(-2, -1) * (c // heads) ** -0.5).softmax(-1) @ v
+            return self.o(y + self.p(z.transpose(1, 2).reshape(b, n, c)))
+
+    model, x = HeadsBySize().eval(), torch.randn(2, 3, 16, 16)
+    masks = sc.prune(model, "l2", "channel", 0.5, example=x)
+    with pytest.raises(NothingToDoError, match="the model: the forward has this width hard-coded"):
+        sc.shrink(model, masks, x)
 
 
 def test_a_width_that_cannot_be_mended_locks_its_group_and_no_other() -> None:

@@ -31,6 +31,7 @@ from secateur.structure.groups.labels import Lock
 from secateur.structure.groups.rules.attention import FUSED
 from secateur.structure.hf.configs import config_changes, fitted_config
 from secateur.structure.trace.fixed_count_norms import COUNTED
+from secateur.structure.trace.trace import Trace
 
 __all__ = ["Cut", "CutOptions", "cut"]
 
@@ -40,7 +41,7 @@ class Cut:
     """A cut model before its proof: `masks` are those the dense model must be masked with, `left` those that remain.
 
     `tried` is True where the cut forward was run and compared with the one before, operator by operator. `bypassed` are
-    the blocks that are bypassed in the dense model.
+    the blocks that are bypassed in the dense model. `recording` is the dense model's, where it was recorded whole.
     """
 
     model: nn.Module
@@ -54,6 +55,7 @@ class Cut:
     traced: str = "meta"
     macs: int = 0
     bypassed: tuple[str, ...] = ()
+    recording: Trace | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ def _cut_both(model: nn.Module, fewer: FewerLayers, example: object, options: Cu
         masks=fewer.dense_masks(model, done.masks),
         unsaid=fewer.unsaid or done.unsaid,
         bypassed=fewer.bypassed,
+        recording=None,
     )
 
 
@@ -158,8 +161,20 @@ def _cut_channels(model: nn.Module, masks: Masks, example: object, options: CutO
     elif hasattr(model, "save_pretrained"):
         plan, unsaid = with_config(structure, model, small, plan, alive)
     crossed = bool(structure.follower.crossed)
-    traced, macs = structure.trace.mode, structure.macs()
-    return Cut(small, plan, whole, left, tuple(locks), crossed, fitted.tried, unsaid, traced, macs)
+    recorded = structure.trace
+    return Cut(
+        small,
+        plan,
+        whole,
+        left,
+        tuple(locks),
+        crossed,
+        fitted.tried,
+        unsaid,
+        recorded.mode,
+        structure.macs(),
+        recording=recorded,
+    )
 
 
 _ATTENTION = frozenset({*FUSED, "bmm", "baddbmm"})

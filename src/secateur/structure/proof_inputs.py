@@ -16,7 +16,7 @@ from torch import nn
 
 from secateur.core.nested import map_tensors, tensors_in
 from secateur.execution.example import Example
-from secateur.structure.cut.branches import branching_example
+from secateur.structure.cut.branches import LargerInputs, branching_example
 from secateur.structure.proof import ProofOptions, Shapes
 from secateur.structure.trace.other_shapes import other_shapes, shapes_of
 
@@ -75,8 +75,22 @@ def _fresh(example: Example) -> Example:
     return map_tensors(change, example)
 
 
-def proof_inputs(model: nn.Module, example: Example, options: ProofOptions, traced: str) -> list[ProofInput]:
-    """The inputs to run and the modes of each."""
+def proof_inputs(
+    model: nn.Module,
+    example: Example,
+    options: ProofOptions,
+    traced: str,
+    larger: LargerInputs | None = None,
+) -> list[ProofInput]:
+    """The inputs to run and the modes of each.
+
+    Args:
+        model: The dense model; it is not changed.
+        example: What it is called with.
+        options: The options of the proof.
+        traced: How the model can be recorded: "meta" or "real".
+        larger: Its larger inputs as far as they have been recorded; None where they have not.
+    """
     example = _varied(example)
     found = [ProofInput("example", example, options.modes)]
     if not options.other_shapes:
@@ -87,7 +101,9 @@ def proof_inputs(model: nn.Module, example: Example, options: ProofOptions, trac
         others = [ProofInput("fresh", _fresh(example), options.modes, example)]
     made = [*found, *others] if options.every else affordable([*found, *others])
     known = [each.path for each in shapes]
-    branching = branching_example(model, example, known, options.every) if traced == "meta" else None
+    branching = None
+    if traced == "meta":
+        branching = branching_example(model, example, known, options.every, larger)
     if branching is None:
         return made
     modes = options.modes if options.every else options.modes[-1:]

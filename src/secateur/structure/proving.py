@@ -25,13 +25,14 @@ from torch import nn
 
 from secateur.errors import ProofError
 from secateur.execution.example import Example
-from secateur.structure.cut.branches import refused_larger
+from secateur.structure.cut.branches import LargerInputs, larger_inputs, refused_larger
 from secateur.structure.cut.plan import ShrinkPlan
 from secateur.structure.depth.bypass import bypass_
 from secateur.structure.proof import Proof, ProofCase, ProofOptions
 from secateur.structure.proof_inputs import ProofInput, proof_inputs
 from secateur.structure.proof_runs import ModelRun, double_copy, random_fills, run
 from secateur.structure.selections import Selections, largest_difference
+from secateur.structure.trace.trace import Trace
 
 __all__ = ["DenseRun", "ShapeProofError", "prove"]
 
@@ -211,12 +212,12 @@ class _Prover:
             return max(absolute, chosen.error) * max(chosen.largest, 1.0), max(chosen.largest, 1.0)
         return max(absolute, chosen.error * scale), scale
 
-    def check_larger(self, example: Example) -> None:
+    def check_larger(self, example: Example, larger: LargerInputs) -> None:
         """Raise an error if the dense model accepts a much larger input, and the shrunk one does not."""
-        refused = refused_larger(self.model, self.small, example)
+        refused = refused_larger(self.model, self.small, example, larger)
         if refused is not None:
-            larger, error = refused
-            each = ProofInput("size", larger, ())
+            rejected, error = refused
+            each = ProofInput("size", rejected, ())
             why = f" ({_said(error)})" if error is not None else ": its outputs have other shapes"
             where = " and ".join(map(str, each.shapes))
             self._fail(each, f"does not run on {where} as the dense one does{why}", error)
@@ -252,10 +253,13 @@ class DenseRun:
         traced: How it can be recorded: "meta", or "real" where its forward looks at values.
         bypassed: The blocks whose output is their input, as the shrunk model does not have them and zeros do not stand
             for that.
+        recording: Its recording on the example, by which its recordings on larger inputs are known; None where there is
+            none.
     """
 
     traced: str = "meta"
     bypassed: tuple[str, ...] = ()
+    recording: Trace | None = None
 
 
 def prove(
@@ -294,7 +298,8 @@ def prove(
     """
     options = options or ProofOptions()
     how = how or DenseRun()
-    inputs = proof_inputs(model, example, options, how.traced)
+    larger = larger_inputs(how.recording)
+    inputs = proof_inputs(model, example, options, how.traced, larger)
     prover = _Prover(model, small, masks, torch.float64, options.tolerance, equality, bypassed=how.bypassed)
     try:
         found = prover.compare(inputs)
@@ -302,7 +307,7 @@ def prove(
         prover.dtype, prover.tolerance = torch.float32, max(options.tolerance, 1e-4)
         found = prover.compare(inputs)
     if options.other_shapes and how.traced == "meta":
-        prover.check_larger(example)
+        prover.check_larger(example, larger)
     filled: tuple[str, ...] = ()
     if plan is not None and not any(
         bool(tensor.any()) for _, _, want, *_ in found for tensor in want.outputs

@@ -255,7 +255,7 @@ class _ProvenCut:
         done = cut(self.model, self.masks, self.example, options, self.fewer)
         proof = replace(proof, every=proof.every or done.macs <= _CHEAP_MACS)
         try:
-            how = DenseRun(done.traced, done.bypassed)
+            how = DenseRun(done.traced, done.bypassed, done.recording)
             return done, prove(
                 self.model, done.model, done.masks, example, proof, not done.crossed, done.plan, how
             )

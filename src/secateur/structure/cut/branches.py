@@ -18,19 +18,25 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from torch import nn
 
-from secateur.core.nested import map_tensors, tensors_in
 from secateur.execution.example import Example
 from secateur.structure.groups.couplings import Structure
 from secateur.structure.groups.rules import Follower
 from secateur.structure.trace.calls import FunctionCall
-from secateur.structure.trace.other_shapes import larger_examples, larger_recordings, path_taken
+from secateur.structure.trace.other_shapes import (
+    larger_examples,
+    larger_recordings,
+    path_taken,
+    rows_of,
+    with_rows,
+)
 from secateur.structure.trace.trace import Trace, trace
 
-__all__ = ["Branch", "branch_of", "branching_example", "refused_larger"]
+__all__ = ["Branch", "LargerInputs", "branch_of", "branching_example", "larger_inputs", "refused_larger"]
 
 _TIMES, _A_LITTLE = (4, 2), (1.25, 1.5, 2)
 """How large a larger input is: so large that other branches are likely, and the smallest that is worth a try."""
@@ -84,7 +90,89 @@ class Branch:
         return made, remains
 
 
-_KNOWN: weakref.WeakKeyDictionary[Trace, Branch | None] = weakref.WeakKeyDictionary()
+@dataclass(frozen=True, eq=False)
+class _LargerInput:
+    """What a model does on a larger input: which of `larger_examples` it is, and what its recording comes to."""
+
+    times: float
+    number: int
+    path: frozenset[object]
+    shapes: tuple[tuple[int, ...], ...]
+
+    def of(self, example: Example) -> Example:
+        """This larger input, made of the values of an example."""
+        return next(islice(larger_examples(example, self.times), self.number, None))
+
+
+class LargerInputs:
+    """The larger inputs that a model accepts, each recorded once, when it is first asked for.
+
+    Planning and proof ask for the same ones. Recordings are large, so what is kept of them is the path and the shapes
+    of the outputs, and the whole recording where the forward branches.
+
+    Args:
+        recorded: The recording of the model on its example; None where there is none.
+    """
+
+    def __init__(self, recorded: Trace | None):
+        self.path = None if recorded is None else path_taken(recorded)
+        self.places = set() if recorded is None else _places(recorded.calls)
+        self.branch: Branch | None = None
+        self._found: dict[float, list[_LargerInput]] = {}
+        self._far: tuple[_LargerInput | None] | None = None
+
+    def far(self, model: nn.Module, example: Example) -> _LargerInput | None:
+        """A much larger input; None where the model accepts none."""
+        if self._far is None:
+            self._far = (None,)
+            for times in _TIMES:
+                for number, taken in larger_recordings(model, example, times):
+                    self._far = (_larger_input(times, number, taken),)
+                    self.branch = self._branch(model, self._far[0], example, taken)
+                    return self._far[0]
+        return self._far[0]
+
+    def near(self, model: nn.Module, example: Example) -> Iterator[_LargerInput]:
+        """The inputs that are a little larger, the smallest first."""
+        for times in _A_LITTLE:
+            if times not in self._found:
+                self._found[times] = [
+                    _larger_input(times, number, taken)
+                    for number, taken in larger_recordings(model, example, times)
+                ]
+            yield from self._found[times]
+
+    def _branch(
+        self, model: nn.Module, far: _LargerInput | None, example: Example, taken: Trace
+    ) -> Branch | None:
+        if far is None or _places(taken.calls) <= self.places:
+            return None
+        larger = far.of(example)
+        for other in _others(larger):
+            calls = trace(model, other, mode="meta", partial=True)
+            if calls.error is None and _places(taken.calls) <= _places(calls.calls):
+                return Branch(larger, taken, tuple(calls.calls))
+        return None
+
+
+def _larger_input(times: float, number: int, taken: Trace) -> _LargerInput:
+    return _LargerInput(times, number, path_taken(taken), tuple(ref.shape for ref in taken.outputs))
+
+
+_KNOWN: weakref.WeakKeyDictionary[Trace, LargerInputs] = weakref.WeakKeyDictionary()
+
+
+def larger_inputs(recorded: Trace | None) -> LargerInputs:
+    """The larger inputs of a model, the same object for the same recording.
+
+    Args:
+        recorded: The recording of the model on its example; None where there is none.
+    """
+    if recorded is None:
+        return LargerInputs(None)
+    if recorded not in _KNOWN:
+        _KNOWN[recorded] = LargerInputs(recorded)
+    return _KNOWN[recorded]
 
 
 def branch_of(structure: Structure, model: nn.Module, example: Example) -> Branch | None:
@@ -95,31 +183,19 @@ def branch_of(structure: Structure, model: nn.Module, example: Example) -> Branc
         model: The model; it is not changed.
         example: The example.
     """
-    recorded = structure.trace
-    if recorded not in _KNOWN:
-        _KNOWN[recorded] = _branch(recorded, model, example) if recorded.mode == "meta" else None
-    return _KNOWN[recorded]
-
-
-def _branch(recorded: Trace, model: nn.Module, example: Example) -> Branch | None:
-    found = _larger(model, example)
-    if found is None or _places(found[1].calls) <= _places(recorded.calls):
+    if structure.trace.mode != "meta":
         return None
-    larger, made = found
-    for other in _others(larger):
-        calls = trace(model, other, mode="meta", partial=True)
-        if calls.error is None and _places(made.calls) <= _places(calls.calls):
-            return Branch(larger, made, tuple(calls.calls))
-    return None
-
-
-def _larger(model: nn.Module, example: Example) -> tuple[Example, Trace] | None:
-    """A larger input that a model accepts, and its recording on meta tensors; None where it accepts none."""
-    return next((found for times in _TIMES for found in larger_recordings(model, example, times)), None)
+    found = larger_inputs(structure.trace)
+    found.far(model, example)
+    return found.branch
 
 
 def branching_example(
-    model: nn.Module, example: Example, known: Sequence[frozenset[object]], much: bool = False
+    model: nn.Module,
+    example: Example,
+    known: Sequence[frozenset[object]],
+    much: bool = False,
+    inputs: LargerInputs | None = None,
 ) -> Example | None:
     """The smallest of a few larger inputs on which a model runs something that it does not run on others.
 
@@ -128,25 +204,28 @@ def branching_example(
         example: An input that it accepts.
         known: What it runs on other inputs (`path_taken`); what it runs on the example is recorded.
         much: Whether a much larger input is taken where none a little larger will do.
+        inputs: Its larger inputs as far as they have been recorded; None where they have not.
 
     Returns:
         None where it runs nothing else, or only on inputs that are much larger.
     """
-    found = _larger(model, example)
-    if found is None:
+    inputs = inputs or LargerInputs(None)
+    far = inputs.far(model, example)
+    if far is None:
         return None
-    new = path_taken(found[1]).difference(*known)
-    if not new or not (new := new - path_taken(trace(model, example, mode="meta", partial=True))):
+    new = far.path.difference(*known)
+    if new and inputs.path is None:
+        inputs.path = path_taken(trace(model, example, mode="meta", partial=True))
+    if not new or not (new := new - (inputs.path or frozenset())):
         return None
-    for times in _A_LITTLE:
-        for larger, taken in larger_recordings(model, example, times):
-            if path_taken(taken) & new:
-                return larger
-    return found[0] if much else None
+    for larger in inputs.near(model, example):
+        if larger.path & new:
+            return larger.of(example)
+    return far.of(example) if much else None
 
 
 def refused_larger(
-    model: nn.Module, small: nn.Module, example: Example
+    model: nn.Module, small: nn.Module, example: Example, inputs: LargerInputs | None = None
 ) -> tuple[Example, Exception | None] | None:
     """A larger input that a model accepts and a cut one does not, and its error; None where there is none.
 
@@ -156,38 +235,29 @@ def refused_larger(
         model: The model; it is not changed.
         small: The cut model; it is not changed.
         example: An input that both accept.
+        inputs: The larger inputs of the model as far as they have been recorded; None where they have not.
     """
+    inputs = inputs or LargerInputs(None)
 
-    def refused(larger: Example, wanted: Trace) -> tuple[Example, Exception | None] | None:
-        got = trace(small, larger, mode="meta", partial=True)
-        alike = [each.shape for each in got.outputs] == [each.shape for each in wanted.outputs]
-        if got.error is None and alike:
+    def refused(larger: _LargerInput) -> tuple[Example, Exception | None] | None:
+        got = trace(small, larger.of(example), mode="meta", partial=True)
+        if got.error is None and tuple(each.shape for each in got.outputs) == larger.shapes:
             return None
-        return larger, got.error if isinstance(got.error, Exception) else None
+        return larger.of(example), got.error if isinstance(got.error, Exception) else None
 
-    found = _larger(model, example)
-    far = None if found is None else refused(*found)
-    if far is None:
+    far = inputs.far(model, example)
+    found = None if far is None else refused(far)
+    if found is None:
         return None
-    for times in _A_LITTLE:
-        for larger, wanted in larger_recordings(model, example, times):
-            near = refused(larger, wanted)
-            if near is not None:
-                return near
-    return far
+    return next(filter(None, map(refused, inputs.near(model, example))), found)
 
 
 def _others(larger: Example) -> Iterator[Example]:
     """Inputs about as large that differ in all sizes, batches included; the last in all but these."""
-    rows = next((tensor.shape[0] for tensor in tensors_in(larger) if tensor.dim()), 0)
+    rows = rows_of(larger)
     for other in larger_examples(larger, _MORE):
-        yield map_tensors(lambda each: _repeated(each, rows), other)
+        yield with_rows(other, rows, rows + 1)
         yield other
-
-
-def _repeated(tensor: object, rows: int) -> object:
-    """A tensor with one row more, where its rows are those of the batch."""
-    return tensor if not tensor.dim() or tensor.shape[0] != rows else tensor[[*range(rows), 0]]  # type: ignore
 
 
 def _places(calls: Sequence[FunctionCall]) -> set[tuple[object, object]]:

@@ -22,12 +22,14 @@ from torch import nn
 
 from secateur.execution.fast_copy import modules_of, tensors_of
 from secateur.structure.cut.branches import branch_of
+from secateur.structure.cut.call_sites import site_of
 from secateur.structure.cut.fewer_heads import with_fewer_heads
 from secateur.structure.cut.known_rewrites import with_counts, with_sites
 from secateur.structure.cut.needs_rerun import runs_unchanged
 from secateur.structure.cut.plan import ShrinkPlan
 from secateur.structure.cut.repair import Mismatch, Repairs, within
 from secateur.structure.cut.restated import restated
+from secateur.structure.cut.rewrite import RewrittenClass
 from secateur.structure.cut.widths import widths_of
 from secateur.structure.groups.couplings import KeptShapes, Structure
 from secateur.structure.groups.labels import Lock
@@ -181,6 +183,8 @@ class _Search:
         self.kept = self.repairs.kept
         self.recorded: list[tuple[ShrinkPlan, Trace]] = []
         self.attempts: set[tuple[int, str, str]] = set()
+        self.in_vain: set[tuple[type, str]] = set()
+        self.classes: dict[tuple[object, ...], RewrittenClass] = {}
         self.drafted: Mapping[str, Mapping[str, Any]] = {}
 
     def run(self, plan: ShrinkPlan) -> Fitted:
@@ -204,11 +208,10 @@ class _Search:
             at = self.mismatch(plan)
             if at is None:
                 break
-            better = self.repaired(plan, at)
-            wider = self.undone(plan, at) if better is None else self.spread(plan, better, at)
-            if wider is None:
+            better = self.repaired(plan, at) or self.undone(plan, at)
+            if better is None:
                 break
-            plan = wider
+            plan = better
         return plan, at
 
     def with_branches(self, plan: ShrinkPlan) -> ShrinkPlan:
@@ -220,8 +223,28 @@ class _Search:
         if branch is None or followed is None:
             return plan
         search = _Search(followed[0], self.model, branch.example, followed[1], branch.calls)
+        search.in_vain, search.classes = self.in_vain, self.classes
         made, at = search.repaired_everywhere(plan)
-        return plan if at is not None or self.mismatch(made) is not None else made
+        if at is not None:
+            return plan
+        return made if self.unreached(plan, made) or self.mismatch(made) is None else plan
+
+    def unreached(self, plan: ShrinkPlan, made: ShrinkPlan) -> bool:
+        """Whether what one plan adds to another is rewrites of calls that the example does not reach."""
+        added = {
+            (path, item.site)
+            for path, items in made.rewrites.items()
+            for item in items
+            if item not in plan.rewrites.get(path, ())
+        }
+        modules, paths = modules_of(self.model), {path for path, _ in added}
+        reached = {
+            (path, site_of(type(modules[path]), call.chain))
+            for call in self.structure.trace.calls
+            for path, _ in call.numbers
+            if path in paths
+        }
+        return made.attributes == plan.attributes and not added & reached
 
     def as_before(self, plan: ShrinkPlan) -> ShrinkPlan | None:
         """The plan with the repairs of the last one of this model, if it kept the same width of every axis and they
@@ -243,9 +266,16 @@ class _Search:
         for known, found in self.recorded:
             if known is plan:
                 return found
-        found = _rerun(self.structure, self.model, self.example, plan)
+        found = self.rerun(plan)
         self.recorded = [*self.recorded[-1:], (plan, found)]
         return found
+
+    def rerun(self, plan: ShrinkPlan) -> Trace:
+        """A new recording of the forward after a plan; the copies that are recorded share their rewritten classes."""
+        copied, _ = traceable_copy(self.model, self.structure.trace.mode)
+        plan.apply_(copied, self.classes)
+        mode = self.structure.trace.mode
+        return trace(copied, self.example, mode=mode, partial=True, ready=tensors_of(copied))
 
     def mismatch(self, plan: ShrinkPlan) -> Mismatch | None:
         """The first operator that does not agree with the labels."""
@@ -254,17 +284,54 @@ class _Search:
         return None if at is None else replace(at, calls=found.calls)
 
     def repaired(self, plan: ShrinkPlan, at: Mismatch) -> ShrinkPlan | None:
-        """The plan with one more attribute or rewrite, if the forward then runs past this operator."""
+        """The plan with one more attribute or rewrite, if the forward then runs past this operator.
+
+        The change is tried on all modules of the class at once, and on this one alone where another part then fails.
+        """
         skipped = _skipped(plan)
-        for candidate in self.repairs.candidates(plan, at):
+        for candidate in self.candidates(plan, at):
             key = (at.progress, repr(candidate.attributes), repr(candidate.rewrites))
             if key in self.attempts:
                 continue
             self.attempts.add(key)
-            beyond = self.mismatch(candidate)
-            if beyond is None or _skipped(candidate) != skipped or beyond.op.index > at.op.index:
+            wider = self.repairs.spread(plan, candidate, at)
+            if _skipped(candidate) != skipped:
+                return wider if self.runs_past(wider, at) else candidate
+            beyond = self.mismatch(wider)
+            if beyond is None or beyond.op.index > at.op.index:
+                return wider
+            if beyond.op.index < at.op.index and wider != candidate and self.runs_past(candidate, at):
                 return candidate
+            if len(alone := self.attributes_set(plan, candidate)) == 1:
+                self.in_vain |= alone
         return None
+
+    def candidates(self, plan: ShrinkPlan, at: Mismatch) -> Iterator[ShrinkPlan]:
+        """The plans to try, last those with an attribute that did not help a module of its class before."""
+        later, in_vain = [], set(self.in_vain)
+        for candidate in self.repairs.candidates(plan, at):
+            names = self.attributes_set(plan, candidate)
+            if names and names <= in_vain:
+                later.append(candidate)
+            else:
+                yield candidate
+        yield from later
+
+    def attributes_set(self, plan: ShrinkPlan, candidate: ShrinkPlan) -> set[tuple[type, str]]:
+        """The attributes that a candidate sets and the plan does not, each with the class of its module."""
+        modules = modules_of(self.model)
+        return {
+            (type(modules[path]), name)
+            for path, values in candidate.attributes.items()
+            if values is not (before := plan.attributes.get(path, {}))
+            for name, value in values.items()
+            if before.get(name) != value
+        }
+
+    def runs_past(self, plan: ShrinkPlan, at: Mismatch) -> bool:
+        """Whether the forward after a plan runs past the operator of a mismatch."""
+        beyond = self.mismatch(plan)
+        return beyond is None or beyond.op.index > at.op.index
 
     def undone(self, plan: ShrinkPlan, at: Mismatch) -> ShrinkPlan | None:
         """The plan without an attribute that an earlier repair set by mistake, if the forward then runs further.
@@ -285,14 +352,6 @@ class _Search:
                 after = self.mismatch(wider)
                 return wider if after is None or after.op.index > at.op.index else candidate
         return None
-
-    def spread(self, plan: ShrinkPlan, better: ShrinkPlan, at: Mismatch) -> ShrinkPlan:
-        """The same repair for all modules of the class, if the forward then runs past this operator as well."""
-        wider = self.repairs.spread(plan, better, at)
-        if wider == better:
-            return better
-        after = self.mismatch(wider)
-        return wider if after is None or after.op.index > at.op.index else better
 
 
 def _left(plan: ShrinkPlan) -> dict[str, dict[int, int]]:
@@ -316,12 +375,6 @@ def _skipped(plan: ShrinkPlan) -> tuple[str, ...]:
         for path, items in plan.rewrites.items()
         if any(i.function == "multi_head_attention" for i in items)
     )
-
-
-def _rerun(structure: Structure, model: nn.Module, example: object, plan: ShrinkPlan) -> Trace:
-    copied, _ = traceable_copy(model, structure.trace.mode)
-    plan.apply_(copied)
-    return trace(copied, example, mode=structure.trace.mode, partial=True, ready=tensors_of(copied))
 
 
 def _numbers(op: Op) -> list[float]:
@@ -484,6 +537,9 @@ def _blame(structure: Structure, at: Mismatch, alive: np.ndarray) -> list[Lock]:
     while not labels and parts:  # a number may occur elsewhere than the width that it depends on
         labels = leaving([op for op in structure.trace.ops if within(op.path, (".".join(parts),))])
         parts = parts[:-1] if at.error is not None else []
+    if not labels and at.error is not None:  # a size is computed from a width that another operator has
+        before = reversed(structure.trace.ops[: at.op.index])
+        labels = next((found for op in before if (found := leaving([op]))), [])
     joined = np.unique(np.concatenate(labels)) if labels else np.zeros(0, int)
     why = "the forward has this width hard-coded"
     if at.numbers is not None:

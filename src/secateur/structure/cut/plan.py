@@ -331,11 +331,15 @@ class ShrinkPlan:
         )
 
     @torch.no_grad()
-    def apply_(self, model: nn.Module) -> nn.Module:
+    def apply_(
+        self, model: nn.Module, classes: dict[tuple[object, ...], RewrittenClass] | None = None
+    ) -> nn.Module:
         """Cut a model of the original widths in place, and set its widths; checked first, so all or nothing.
 
         Args:
             model: A freshly built model of the class the plan was made for.
+            classes: The rewritten classes of other copies of it, which are recorded and then discarded; None gives
+                the model classes of its own.
 
         Returns:
             The same model.
@@ -362,7 +366,7 @@ class ShrinkPlan:
                 setattr(module, leaf, new[id(tensor)])
         modules = modules_of(model)
         set_attributes_(model, modules, self.attributes, lengths)
-        classes: dict[tuple[object, ...], RewrittenClass] = {}
+        classes = {} if classes is None else classes
         for path, items in self.rewrites.items():
             rewrite_(modules[path], items, classes)
         for module in modules.values():

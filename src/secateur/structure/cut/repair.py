@@ -232,7 +232,7 @@ class Repairs:
                 if items and items[0].function == HEADS:
                     wider = fewer_heads(self.structure, self.model, other, self.alive, wider) or wider
                     continue
-                alike = self._alike(other, ordinal, at)
+                alike = self._alike(path, other, ordinal, at)
                 if alike is not None:
                     wider = self._spread_to(other, wider, names, items, at, alike)
         return wider
@@ -247,15 +247,29 @@ class Repairs:
                 found.setdefault(".".join(parts[:stop]), []).append(op.index)
         return found
 
-    def _alike(self, path: str, ordinal: int, at: Mismatch) -> Mismatch | None:
-        """The mismatch that another module of the class must have at its operator of the same ordinal."""
-        theirs = self._inside.get(path, [])
-        if len(theirs) <= ordinal:
-            return None
-        op = self.structure.trace.ops[theirs[ordinal]]
-        if op.name != at.op.name:
-            return None
+    def _alike(self, path: str, other: str, ordinal: int, at: Mismatch) -> Mismatch | None:
+        """The mismatch that another module of the class must have: at the operator that the same place in the source
+        makes, or else at its operator of the same ordinal.
+        """
+        op = self._at_same_place(path, other, at.op)
+        if op is None:
+            theirs = self._inside.get(other, [])
+            op = self.structure.trace.ops[theirs[ordinal]] if ordinal < len(theirs) else None
+            if op is None or op.name != at.op.name:
+                return None
         return Mismatch(op, [self._kept(ref) for ref in op.results()], None, op.index)
+
+    def _at_same_place(self, path: str, other: str, op: Op) -> Op | None:
+        """The last operator of the call that another module makes at the place where this one's call made `op` last."""
+        call = _enclosing(self.structure.trace.calls, op)
+        place = None if call is None else self._places.get(id(call))
+        if call is None or place is None or not call.chain or op.index != call.last - 1:
+            return None
+        inner = place[0]
+        if not within(inner, (path,)):
+            return None
+        theirs = self._calls_by_place.get((other + inner[len(path) :], *place[1:]))
+        return None if theirs is None else self.structure.trace.ops[theirs.last - 1]
 
     def _spread_to(
         self,
@@ -281,8 +295,10 @@ class Repairs:
             made = self._rewrite(call, alike, self._given_alike(call, alike, template, at))
             if made is not None and self.by_place:
                 plan = next(self._placed(plan, call, made), plan)
-            elif made is not None and all(one.call != item.call for one in plan.rewrites.get(path, ())):
-                plan = _with_rewrite(plan, path, replace(made, call=item.call))
+            elif made is not None:
+                number = next((number for place, number in call.numbers if place == path), item.call)
+                if all(one.call != number for one in plan.rewrites.get(path, ())):
+                    plan = _with_rewrite(plan, path, replace(made, call=number))
         return plan
 
     def _given_alike(
@@ -366,7 +382,12 @@ class Repairs:
     @cached_property
     def _places(self) -> dict[int, _Place]:
         """The place of every call of the original, by the call's identity."""
-        return {id(call): place for place, call in _by_place(self.structure.trace.calls).items()}
+        return {id(call): place for place, call in self._calls_by_place.items()}
+
+    @cached_property
+    def _calls_by_place(self) -> dict[_Place, FunctionCall]:
+        """Every call of the original, by its place."""
+        return _by_place(self.structure.trace.calls)
 
     def _input_moved(self, op: Op) -> bool:
         """Whether the first input of an operator has another shape after the cut."""

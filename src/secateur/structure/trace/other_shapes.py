@@ -8,7 +8,7 @@ that token ids and their mask, or height and width, stay consistent.
 >>> from torch import nn
 >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
 >>> [(found.what, shapes_of(found.example)) for found in other_shapes(model, torch.zeros(2, 3, 16, 16))]
-[('batch', ((1, 3, 8, 12),)), ('size', ((2, 3, 8, 12),)), ('size', ((2, 3, 24, 24),))]
+[('batch', ((1, 3, 12, 8),)), ('size', ((2, 3, 8, 12),)), ('size', ((2, 3, 24, 24),))]
 """
 
 from __future__ import annotations
@@ -28,7 +28,16 @@ from secateur.execution.fast_copy import collector_paused
 from secateur.structure.trace.calls import FunctionCall
 from secateur.structure.trace.trace import Trace, trace
 
-__all__ = ["OtherShape", "larger_examples", "larger_recordings", "other_shapes", "path_taken", "shapes_of"]
+__all__ = [
+    "OtherShape",
+    "larger_examples",
+    "larger_recordings",
+    "other_shapes",
+    "path_taken",
+    "rows_of",
+    "shapes_of",
+    "with_rows",
+]
 
 _MOST_SIZES, _MOST_ATTEMPTS, _SMALL, _MOST_ELEMENTS = 3, 5, 128, 8_000_000
 _VIEWS = frozenset(
@@ -135,8 +144,8 @@ def _elements_of(
     return total
 
 
-def larger_recordings(model: nn.Module, example: Example, times: float) -> Iterator[tuple[Example, Trace]]:
-    """Those of `larger_examples` that a model accepts, and its recordings on them, on meta tensors.
+def larger_recordings(model: nn.Module, example: Example, times: float) -> Iterator[tuple[int, Trace]]:
+    """The recordings, on meta tensors, of those of `larger_examples` that a model accepts, each with its number.
 
     Args:
         model: The model; it is not changed.
@@ -144,10 +153,10 @@ def larger_recordings(model: nn.Module, example: Example, times: float) -> Itera
         times: How many times as large.
     """
     trials = _Trials(model, example, "meta")
-    for larger in larger_examples(example, times):
+    for number, larger in enumerate(larger_examples(example, times)):
         found = trials.recorded(larger)
         if found is not None:
-            yield larger, found
+            yield number, found
 
 
 def _times(size: int, times: float) -> int:
@@ -165,19 +174,32 @@ def _accepted(model: nn.Module, example: Example, mode: str) -> list[OtherShape]
                 found.append(accepted)
     # The other batch is one of the smallest images or sequences accepted: it costs least to run.
     small = min([example, *(other.example for other in found)], key=_elements)
-    for batch in (*_other_batches(small), *_other_batches(example)):
+    # Its images are taller than wide where those of the other sizes are wider than tall.
+    turned = map_tensors(_turned, small)
+    tall = () if shapes_of(turned) == shapes_of(small) else _other_batches(turned)
+    for batch in (*tall, *_other_batches(small), *_other_batches(example)):
         accepted = trials.attempt("batch", batch)
         if accepted is not None:
             return [accepted, *found]
     return found
 
 
+def _turned(tensor: torch.Tensor) -> torch.Tensor:
+    """Images that are wider than tall, turned; any other tensor as it is."""
+    wide = tensor.is_floating_point() and tensor.dim() == 4 and tensor.shape[-1] > tensor.shape[-2]
+    return tensor.transpose(-1, -2).contiguous() if wide else tensor
+
+
 def _elements(example: Example) -> int:
     return sum(tensor.numel() for tensor in tensors_in(example))
 
 
-def _rows(example: Example) -> int:
-    """The size of the first axis of the first tensor that has one."""
+def rows_of(example: Example) -> int:
+    """The size of the first axis of the first tensor that has one.
+
+    Args:
+        example: The example.
+    """
     return next((int(tensor.shape[0]) for tensor in tensors_in(example) if tensor.dim()), 0)
 
 
@@ -199,7 +221,7 @@ class _Trials:
     def recorded(self, example: Example) -> Trace | None:
         """The recording of the model on the example, if it accepts it."""
         found = trace(self.model, example, mode=self.mode, partial=True)
-        refused = found.error is not None or self._parted(found, _rows(example))
+        refused = found.error is not None or self._parted(found, rows_of(example))
         return None if refused else found
 
     def _parted(self, found: Trace, rows: int) -> bool:
@@ -214,16 +236,30 @@ class _Trials:
     @cached_property
     def _by_rows(self) -> set[int]:
         outputs = trace(self.model, self.example, mode=self.mode, partial=True).outputs
-        rows = _rows(self.example)
+        rows = rows_of(self.example)
         return {place for place, ref in enumerate(outputs) if ref.shape and ref.shape[0] == rows}
 
 
 def _other_batches(example: Example) -> Iterator[Example]:
     """The example with another number of rows: one row if it has several, else two, else three."""
-    rows = _rows(example)
+    rows = rows_of(example)
     for new in (1, 2, 3):
         if new != rows and rows:
-            yield map_tensors(partial(_with_rows, rows, new), example)
+            yield with_rows(example, rows, new)
+
+
+def with_rows(example: Example, rows: int, new: int) -> Example:
+    """The example with another number of rows: in each tensor that has as many as the batch.
+
+    Args:
+        example: The example.
+        rows: How many rows its batch has.
+        new: How many it is to have.
+
+    >>> with_rows((torch.zeros(2, 3), torch.zeros(5)), 2, 1)[0].shape
+    torch.Size([1, 3])
+    """
+    return map_tensors(partial(_with_rows, rows, new), example) if rows else example
 
 
 def _with_rows(rows: int, new: int, tensor: torch.Tensor) -> torch.Tensor:

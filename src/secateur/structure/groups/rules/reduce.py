@@ -120,6 +120,17 @@ def along(f: Follower, op: Op) -> list[Layout]:
     return [Layout(ref.shape, fields if ref.shape == x.shape else ()) for ref in op.results()]
 
 
+@rule("_fft_r2c", "_fft_c2c", "_fft_c2r")
+def fourier(f: Follower, op: Op) -> list[Layout]:
+    """A Fourier transform mixes the positions along its axes, which are locked; along all others rows stay apart, and a
+    row of zeros gives zeros.
+    """
+    layout = drop_axes(
+        f.labels, f.of(op.args[0]), op.arg(1, "dim"), "a Fourier transform along the axis", keep=True
+    )
+    return [Layout(ref.shape, layout.fields) for ref in op.results()]
+
+
 @rule("topk")
 def topk(f: Follower, op: Op) -> list[Layout]:
     """The chosen axis is locked."""

@@ -154,8 +154,8 @@ def recordings_of_shrink(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> i
     """How often `shrink` records the cut forward, behind `prune`, which has tried a cut of the same widths."""
     x, made = torch.randn(2, 6), []
     masks = sc.prune(model, "l2", "channel", 0.5, example=x)
-    rerun = fit._rerun
-    monkeypatch.setattr(fit, "_rerun", lambda *args: made.append(1) or rerun(*args))
+    rerun = fit._Search.rerun
+    monkeypatch.setattr(fit._Search, "rerun", lambda *args: made.append(1) or rerun(*args))
     small = sc.shrink(model, masks, x)
     assert small.proof.holds
     assert (small.model.a.out_features, small.model.b.out_features) == (4, 6)

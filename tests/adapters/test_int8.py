@@ -12,7 +12,7 @@ from torch import nn
 from secateur.adapters import int8_quantisers
 from secateur.adapters.export import _not_smaller, export
 from secateur.adapters.int8 import Int8Options, Int8Report, _fewest
-from secateur.adapters.onnx_attention import _drop_unread
+from secateur.adapters.onnx_attention import drop_unread
 from secateur.adapters.onnx_model import OnnxModel
 from secateur.errors import (
     BudgetNotMetError,
@@ -520,7 +520,7 @@ def test_what_only_a_branch_reads_stays():
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])]
     stored = [numpy_helper.from_array(torch.ones(2).numpy(), name) for name in ("stored", "spare")]
     made = helper.make_graph(nodes, "m", inputs, outputs, stored)
-    _drop_unread(made)
+    drop_unread(made)
     assert [node.op_type for node in made.node] == ["Add", "If"]
     assert [item.name for item in made.initializer] == ["stored"]
 
@@ -583,3 +583,82 @@ def test_such_a_file_bears_the_remark(model, tmp_path, monkeypatch):
     assert f"INT8 did not make the file smaller: {done.size:,} bytes, {done.size // 2:,} in floats" in str(
         done
     )
+
+
+def moves(path):
+    """How many operators exchange heads and positions, and how many are attention."""
+    kinds = [node.op_type for node in graph(path).node]
+    return kinds.count("Transpose"), kinds.count("Attention")
+
+
+@needs_onnx
+@pytest.mark.parametrize("causal", [False, True])
+def test_heads_stay_beside_each_other(tmp_path, causal):
+    torch.manual_seed(0)
+    block, x = Projected(causal=causal).eval(), torch.randn(2, 6, 16)
+    options = Int8Options(lost=0.5, compare=batches(2, 6, 16))
+    done = export(block, tmp_path / "m.onnx", x, int8="dynamic", int8_options=options)
+    assert moves(tmp_path / "m.onnx") == (0, 1)
+    assert done.int8.noise < 0.05
+    node = next(each for each in graph(tmp_path / "m.onnx").node if each.op_type == "Attention")
+    found = {each.name: each.i for each in node.attribute}
+    assert (found["q_num_heads"], found["kv_num_heads"], found.get("is_causal", 0)) == (2, 2, int(causal))
+
+
+class Masked(Projected):
+    """Attention in which the last two positions do not count."""
+
+    def forward(self, x):
+        q, k, v = (layer(x).unflatten(-1, (-1, 8)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        mask = torch.zeros(6, 6).masked_fill(torch.arange(6) >= 4, -1e4)
+        attended = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out(attended.transpose(1, 2).flatten(2))
+
+
+@needs_onnx
+@pytest.mark.parametrize("block", [Masked(), Windows(), Split()], ids=["mask", "windows", "split"])
+def test_heads_beside_each_other_give_the_same(tmp_path, monkeypatch, block):
+    torch.manual_seed(0)
+    example = torch.randn(1, 6, 16) if isinstance(block, Masked) else torch.randn(1, 12, 16)
+    options = Int8Options(lost=0.5, compare=batches(*example.shape))
+    found = {}
+    for name in ("beside", "transposed"):
+        if name == "transposed":
+            monkeypatch.setattr("secateur.adapters.int8.beside", lambda graph: 0)
+        export(block.eval(), tmp_path / f"{name}.onnx", example, int8="dynamic", int8_options=options)
+        found[name] = OnnxModel(tmp_path / f"{name}.onnx")(example)
+    assert (moves(tmp_path / "beside.onnx")[0] == 0) == isinstance(block, Masked)
+    assert moves(tmp_path / "transposed.onnx")[0] > 0
+    torch.testing.assert_close(found["beside"], found["transposed"], rtol=1e-6, atol=1e-6)
+
+
+class Image(nn.Module):
+    """Patches of an image and attention with one weight for queries, keys and values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 4, stride=4)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.out = nn.Linear(16, 4)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        return self.out(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+
+@needs_onnx
+def test_patches_and_packed_attention_are_products_in_int8(tmp_path):
+    torch.manual_seed(0)
+    model, images = Image().eval(), batches(2, 3, 16, 16)
+    options = Int8Options(lost=0.5, compare=images)
+    done = export(model, tmp_path / "m.onnx", images[0], int8="dynamic", int8_options=options)
+    kinds = [node.op_type for node in graph(tmp_path / "m.onnx").node]
+    assert "Conv" not in kinds
+    assert kinds.count("MatMulInteger") == 6
+    assert done.int8.noise < 0.05
+    assert "patches" not in done.int8.float_layers
+    float_patches = Int8Options(lost=0.5, compare=images, keep_float="patches")
+    done = export(model, tmp_path / "m.onnx", images[0], int8="dynamic", int8_options=float_patches)
+    assert done.int8.float_layers == ("patches",)
+    kinds = [node.op_type for node in graph(tmp_path / "m.onnx").node]
+    assert kinds.count("MatMulInteger") == 5

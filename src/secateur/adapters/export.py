@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 from secateur.adapters.int8 import Int8Options, Int8Report, write_int8
+from secateur.adapters.int8_layers import as_products
 from secateur.adapters.onnx_model import extra_module, runs_attention
 from secateur.adapters.programs import (
     ATTENTION,
@@ -143,7 +144,8 @@ def export(
         )
     with undisturbed(ready, mode="eval"), torch.no_grad(), atomic_path(target) as scratch:
         long = not (int8_options is not None and int8_options.own_operators)
-        program, free = record_program(ready, given, dynamic_batch, dynamic_length=long)
+        plain = ready if int8 is None else as_products(ready, patches=isinstance(int8, str))
+        program, free = record_program(plain, given, dynamic_batch, dynamic_length=long)
         opset = ATTENTION if int8 is not None and attends(program) and runs_attention() else None
         error = _write_float(ready, program, scratch, given, _Wanted(target, free, tolerance, opset))
         if int8 is not None:

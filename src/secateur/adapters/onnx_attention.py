@@ -28,7 +28,7 @@ from secateur.adapters.onnx_model import extra_module
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["join_attention"]
+__all__ = ["drop_unread", "join_attention", "kept", "moves"]
 
 _DOMAIN = "com.microsoft"
 
@@ -78,7 +78,7 @@ def join_attention(model: onnx.ModelProto, noted: Iterable[onnx.ValueInfoProto] 
             model.graph.node.remove(each)
         done += 1
     if done:
-        _drop_unread(model.graph)
+        drop_unread(model.graph)
         if not any(each.domain == _DOMAIN for each in model.opset_import):
             model.opset_import.append(tools.helper.make_opsetid(_DOMAIN, 1))
     return done
@@ -130,8 +130,8 @@ class _Graph:
         shape = self.array(reshape.input[1])
         if shape is None or len(shape) != 3:
             return False
-        kept = _kept(reshape, shape, part.outer)
-        return all(kept) if shape[2] == -1 else bool(shape[2] == part.weight.shape[1]) and any(kept)
+        sure = kept(reshape, shape, part.outer)
+        return all(sure) if shape[2] == -1 else bool(shape[2] == part.weight.shape[1]) and any(sure)
 
     def _outer(self, name: str) -> tuple[int | None, int | None] | None:
         """The batch and positions of the tensor that was quantised, None where one is not a fixed number; None in all
@@ -180,7 +180,7 @@ class _Graph:
         heads, outer = (int(shape[-2]), int(shape[-1])), self._outer(product.input[0])
         if min(heads) < 1 or heads[0] * heads[1] != wide or bias.shape != (wide,):
             return None
-        if outer is None or not any(_kept(nodes[1], shape, outer)):
+        if outer is None or not any(kept(nodes[1], shape, outer)):
             return None
         return _Projection(
             source, weight, np.broadcast_to(scale.reshape(-1), wide), np.broadcast_to(zero.reshape(-1), wide),
@@ -203,19 +203,32 @@ def _plain(node: onnx.NodeProto, size: int) -> bool:
     return not any(numbers.values()) and math.isclose(scale, size**-0.5, rel_tol=1e-6)
 
 
-def _kept(reshape: onnx.NodeProto, asked: npt.NDArray[Any], outer: Sequence[int | None]) -> tuple[bool, bool]:
+def kept(reshape: onnx.NodeProto, asked: npt.NDArray[Any], outer: Sequence[int | None]) -> tuple[bool, bool]:
     """Whether a Reshape keeps the first axis, and the second; where all later axes are one size, either follows from
     the other.
+
+    Args:
+        reshape: The operator.
+        asked: The shape that it is given.
+        outer: The first two axes of what it reads, None where one is not known.
     """
     copies = not any(each.name == "allowzero" and each.i for each in reshape.attribute)
     first, second = (bool(size == known or (copies and size == 0)) for size, known in zip(asked, outer))
     return first, second
 
 
+def moves(node: onnx.NodeProto) -> bool:
+    """Whether an operator is a Transpose that exchanges heads and positions.
+
+    Args:
+        node: The operator.
+    """
+    return node.op_type == "Transpose" and [list(each.ints) for each in node.attribute] == [[0, 2, 1, 3]]
+
+
 def _is(node: onnx.NodeProto, kind: str) -> bool:
     """Whether an operator is of this kind; a Transpose has to exchange heads and positions."""
-    moved = kind != "Transpose" or [list(each.ints) for each in node.attribute] == [[0, 2, 1, 3]]
-    return bool(node.op_type == kind and moved)
+    return moves(node) if kind == "Transpose" else bool(node.op_type == kind)
 
 
 def _joined(graph: onnx.GraphProto, name: str, parts: list[_Projection], out: str) -> onnx.NodeProto:
@@ -248,8 +261,12 @@ def _read_by(node: onnx.NodeProto) -> Iterator[str]:
                 yield from _read_by(inner)
 
 
-def _drop_unread(graph: onnx.GraphProto) -> None:
-    """Remove operators whose results nothing reads, and then stored numbers that nothing reads."""
+def drop_unread(graph: onnx.GraphProto) -> None:
+    """Remove operators whose results nothing reads, and then stored numbers that nothing reads.
+
+    Args:
+        graph: The graph; it is changed.
+    """
     outputs = {item.name for item in graph.output}
     while True:
         used = outputs | {name for node in graph.node for name in _read_by(node)}

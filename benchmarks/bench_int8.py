@@ -128,7 +128,7 @@ def resnet20(given: argparse.Namespace) -> Case:
     """ResNet-20 with given weights on CIFAR-10, pruned and compensated on training images."""
     if not (given.weights and given.data):
         raise SystemExit("resnet20 needs --weights FILE and --data FOLDER (CIFAR-10)")
-    model = sc.models.build("resnet20")
+    model = sc.models.build("resnet20").eval()
     model.load_state_dict(load_file(given.weights))
     data = sc.data.load("cifar10", path=given.data, normalise=(MEAN, STD))
     inputs = [images for images, _ in data.train.leading(1024).batches(128)]

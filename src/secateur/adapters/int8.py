@@ -34,6 +34,7 @@ from secateur.adapters.int8_quantisers import (
     calibrated,
     units_of,
 )
+from secateur.adapters.onnx_few import fewer
 from secateur.adapters.onnx_heads import beside
 from secateur.adapters.onnx_model import OnnxModel, extra_module
 from secateur.adapters.onnx_norms import apart
@@ -179,7 +180,7 @@ def write_int8(
     judge = _Judge(model, compared, options)
     with tempfile.TemporaryDirectory() as scratch, quiet():
         folder = Path(scratch)
-        _prepare(path, options.own_operators)
+        _prepare(path, options.own_operators, isinstance(int8, str))
         quantise: Quantiser
         if isinstance(int8, str):
             quantise, method = DynamicQuantiser(path, options.reduce_range, options.own_operators), "dynamic"
@@ -207,13 +208,15 @@ def write_int8(
     )
 
 
-def _prepare(path: Path, own: bool) -> None:
+def _prepare(path: Path, own: bool, dynamic: bool) -> None:
     """Store the weights that the graph would compute in every call, so that the quantiser finds them; keep additions
-    and norms apart; take heads beside each other, unless an operator of the runtime's own will do that.
+    and norms apart; take heads beside each other, unless an operator of the runtime's own will do that; and where
+    activations stay in INT8 between layers, write what is between them in fewer operators.
     """
     tools = extra_module("onnx")
     graph = tools.load(str(path))
-    if store_weights(graph) + apart(graph) + (0 if own else beside(graph)):
+    done = store_weights(graph) + apart(graph) + (0 if own else beside(graph))
+    if done + (0 if dynamic else fewer(graph)):
         tools.save(graph, str(path))
 
 

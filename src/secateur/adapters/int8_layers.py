@@ -3,7 +3,7 @@
 Two layers of torch reach an ONNX file in a form that stays slow. `nn.MultiheadAttention` keeps one weight for queries,
 keys and values, and its single product is taken apart again by five operators. A convolution of patches (its step is
 its size, as at the start of a ViT) is no product for the dynamic quantiser, so it stays in float. Both are written
-anew in a copy: three products, and one product of the patches side by side.
+again in a copy: three products, and one product of the patches side by side.
 
 >>> model = nn.Conv2d(3, 5, 4, stride=4).eval()
 >>> image = torch.randn(2, 3, 9, 8)
@@ -56,7 +56,7 @@ def as_products(model: nn.Module, patches: bool) -> nn.Module:
 
     Args:
         model: The model; it is not changed.
-        patches: Whether convolutions of patches are written anew as well as attention.
+        patches: Whether convolutions of patches are written again as well as attention.
 
     Returns:
         The copy, or the model itself where it has neither.

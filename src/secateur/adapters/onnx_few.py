@@ -35,7 +35,7 @@ _WIDEST = 512  # output channels of a shortcut that is still cheap as a convolut
 
 
 def fewer(model: onnx.ModelProto) -> int:
-    """Write shortcuts without weights as convolutions, means over rows and columns as pooling, and three channels as four.
+    """Write shortcuts as convolutions, means over rows and columns as pooling, and images of three channels with four.
 
     Args:
         model: The graph in floats; it is changed.

@@ -103,7 +103,7 @@ def test_a_mean_over_rows_and_columns_is_pooling(tmp_path, axes, keep, pooled):
 
 def test_images_of_three_channels_get_a_fourth(tmp_path):
     torch.manual_seed(0)
-    conv = nn.Conv2d(3, 5, 3, stride=2, padding=1)
+    conv = nn.Conv2d(3, 5, 3, padding=1)
     _, after, done, wanted, found = written(conv, torch.randn(2, 3, 7, 8), tmp_path / "m.onnx")
     assert (after, done) == (["Pad", "Conv"], 1)
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
@@ -111,6 +111,27 @@ def test_images_of_three_channels_get_a_fourth(tmp_path):
     weight = next(onnx.numpy_helper.to_array(each) for each in graph.initializer if len(each.dims) == 4)
     assert weight.shape == (5, 4, 3, 3)
     assert not weight[:, 3].any()
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, (4, 5), 7])
+@pytest.mark.parametrize("padding", [0, 1, (3, 2)])
+@pytest.mark.parametrize("shape", [(2, 3, 12, 16), (1, 3, 14, 10)])
+def test_images_of_a_convolution_of_step_two_are_taken_in_squares(tmp_path, kernel, padding, shape):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 5, kernel, stride=2, padding=padding)
+    _, after, done, wanted, found = written(conv, torch.randn(shape), tmp_path / "m.onnx")
+    assert (after[-1], done) == ("Conv", 1)
+    if kernel in (3, 7):
+        assert after == ["SpaceToDepth", "Conv"]
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_images_with_an_odd_number_of_rows_get_a_fourth_channel(tmp_path):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 5, 3, stride=2, padding=1)
+    _, after, done, wanted, found = written(conv, torch.randn(2, 3, 7, 8), tmp_path / "m.onnx")
+    assert (after, done) == (["Pad", "Conv"], 1)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

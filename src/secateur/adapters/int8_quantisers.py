@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from secateur.adapters.onnx_attention import join_attention
-from secateur.adapters.onnx_few import FOURTH
+from secateur.adapters.onnx_few import IMAGES
 from secateur.adapters.onnx_model import OnnxModel, extra_module
 from secateur.adapters.onnx_weights import TRANSPOSED, gemm_as_matmul
 from secateur.core.out_of_memory import raise_if_out_of_memory
@@ -59,7 +59,7 @@ class StaticQuantiser:
         self.graph: onnx.ModelProto = extra_module("onnx").load(str(path))
         self.kinds = kinds
         self._ranges, self._reduce_range = ranges, reduce_range
-        self._float = [node.name for node in self.graph.graph.node if node.name.endswith(FOURTH)]
+        self._float = [node.name for node in self.graph.graph.node if node.name.endswith(IMAGES)]
 
     def __call__(self, path: Path, *, only: Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
         """Quantise the nodes named by `only` (all where it is empty), without those of `exclude`."""
@@ -190,7 +190,7 @@ def units_of(graph: onnx.ModelProto, kinds: Sequence[str]) -> dict[str, list[str
     units: dict[str, list[str]] = {}
     others: list[str] = []
     for node in graph.graph.node:
-        if node.op_type not in kinds or node.name.endswith(FOURTH):
+        if node.op_type not in kinds or node.name.endswith(IMAGES):
             continue
         weight = next((name for name in node.input[1:2] if name in weights), None)
         if node.op_type in _WEIGHTED and weight is not None:

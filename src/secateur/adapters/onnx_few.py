@@ -7,7 +7,8 @@ of which stay in float between integers, and a third keeps the runtime's fast ke
   convolution of one pixel, whose weight copies each channel: Slice, Slice, Pad become Conv, with the same numbers.
 - a mean over rows and columns: ReduceMean becomes GlobalAveragePool.
 - a convolution of colour images, with three channels: the kernel for INT8 takes four at a time, and others go through a
-  copy of every window. A fourth channel of zeros is added to the images and to the weight.
+  copy of every window. Where its step is 2, each square of four pixels becomes twelve channels of one (SpaceToDepth),
+  and the weight accordingly; else a fourth channel of zeros is added to the images and to the weight.
 
 >>> fewer.__name__
 'fewer'
@@ -26,16 +27,16 @@ from secateur.adapters.onnx_model import extra_module
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["FOURTH", "fewer"]
+__all__ = ["IMAGES", "fewer"]
 
-FOURTH = ".fourth"
-"""How the name of an operator ends that adds a channel to images; it is best left in float."""
+IMAGES = ".images"
+"""How the name of an operator ends that rearranges images; it is best left in float."""
 
 _WIDEST = 512  # output channels of a shortcut that is still cheap as a convolution
 
 
 def fewer(model: onnx.ModelProto) -> int:
-    """Write shortcuts as convolutions, means over rows and columns as pooling, and images of three channels with four.
+    """Write shortcuts as convolutions, means over rows and columns as pooling, and images with more channels.
 
     Args:
         model: The graph in floats; it is changed.
@@ -46,7 +47,7 @@ def fewer(model: onnx.ModelProto) -> int:
     graph = _Graph(model.graph)
     images = {item.name for item in model.graph.input}
     convolutions = [each for each in model.graph.node if each.op_type == "Conv" and each.input[0] in images]
-    done = sum(_fourth(graph, node) for node in convolutions)
+    done = sum(_of_images(graph, node) for node in convolutions)
     done += sum(_pooled(graph, node) for node in model.graph.node)
     for node in [each for each in model.graph.node if each.op_type == "Pad"]:
         done += _copied(graph, node)
@@ -96,8 +97,8 @@ def _pooled(graph: _Graph, node: onnx.NodeProto) -> bool:
     return True
 
 
-def _fourth(graph: _Graph, node: onnx.NodeProto) -> bool:
-    """Give a convolution of images with three channels a fourth of zeros; whether it had three."""
+def _of_images(graph: _Graph, node: onnx.NodeProto) -> bool:
+    """Give a convolution of images with three channels more of them; whether it had three."""
     sizes, weight = graph.sizes(node.input[0]), graph.numbers(node.input[1])
     readers = sum(node.input[1] in each.input for each in graph.graph.node)
     if (
@@ -109,18 +110,56 @@ def _fourth(graph: _Graph, node: onnx.NodeProto) -> bool:
         or readers > 1
     ):
         return False
-    tools = extra_module("onnx")
-    more = np.pad(weight, ((0, 0), (0, 1), (0, 0), (0, 0)))
-    graph.stored[node.input[1]].CopyFrom(tools.numpy_helper.from_array(more, node.input[1]))
+    tools, name = extra_module("onnx"), f"{node.name}{IMAGES}"
+    squares = _in_squares(node, weight, (sizes[2], sizes[3]))
+    if squares is None:
+        weight = np.pad(weight, ((0, 0), (0, 1), (0, 0), (0, 0)))
+        pads = np.array([0, 0, 0, 0, 0, 1, 0, 0], np.int64)
+        graph.graph.initializer.append(tools.numpy_helper.from_array(pads, f"{name}.pads"))
+        made = tools.helper.make_node("Pad", [node.input[0], f"{name}.pads"], [name], name=name)
+    else:
+        weight, pads = squares
+        made = tools.helper.make_node("SpaceToDepth", [node.input[0]], [name], name=name, blocksize=2)
+        node.ClearField("attribute")
+        given = {"kernel_shape": weight.shape[2:], "pads": pads}
+        node.attribute.extend(tools.helper.make_attribute(key, value) for key, value in given.items())
+    graph.stored[node.input[1]].CopyFrom(tools.numpy_helper.from_array(weight, node.input[1]))
     for noted in [each for each in graph.graph.value_info if each.name == node.input[1]]:
         graph.graph.value_info.remove(noted)  # its shape was that of three channels
-    name = f"{node.name}{FOURTH}"
-    pads = np.array([0, 0, 0, 0, 0, 1, 0, 0], np.int64)
-    graph.graph.initializer.append(tools.numpy_helper.from_array(pads, f"{name}.pads"))
-    made = tools.helper.make_node("Pad", [node.input[0], f"{name}.pads"], [name], name=name)
     graph.graph.node.insert(list(graph.graph.node).index(node), made)
     node.input[0] = name
     return True
+
+
+def _in_squares(
+    node: onnx.NodeProto, weight: npt.NDArray[Any], sizes: tuple[int | None, int | None]
+) -> tuple[npt.NDArray[Any], list[int]] | None:
+    """The weight and the pads of a convolution of step 2 for images in squares of 2 x 2; None where it is another."""
+    given = _attributes(node)
+    pads = given.get("pads", [0, 0, 0, 0])
+    if given.get("auto_pad", b"NOTSET") != b"NOTSET" or list(given.get("strides", [])) != [2, 2]:
+        return None
+    if any(each != 1 for each in given.get("dilations", [])):
+        return None
+    grown, before, after = [(0, 0), (0, 0)], [], []
+    for axis, size in enumerate(sizes):
+        if not size or size % 2:
+            return None
+        kernel, front, back = weight.shape[2 + axis], pads[axis], pads[2 + axis]
+        first = -(-front // 2)  # squares of zeros in front
+        shift = 2 * first - front  # the weight begins within the first square
+        length = -(-(shift + kernel) // 2)
+        last = (size + front + back - kernel) // 2 + length - size // 2 - first
+        if last < 0:
+            return None
+        grown.append((shift, 2 * length - shift - kernel))
+        before.append(first)
+        after.append(last)
+    more = np.pad(weight, grown)
+    out, channels, rows, columns = more.shape
+    squares = more.reshape(out, channels, rows // 2, 2, columns // 2, 2).transpose(0, 3, 5, 1, 2, 4)
+    found = np.ascontiguousarray(squares.reshape(out, 4 * channels, rows // 2, columns // 2))
+    return found, [*before, *after]
 
 
 def _copied(graph: _Graph, pad: onnx.NodeProto) -> bool:

@@ -10,6 +10,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.errors import OptionError
+from secateur.execution.arguments import Arguments
 
 EXAMPLE = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
 
@@ -37,6 +38,25 @@ def test_verbs_take_the_model_out_of_a_result() -> None:
     with sc.hold(small, masks):
         assert sc.compensate(small, masks, [EXAMPLE]).layers
     assert masks.check(small) is None
+
+
+class Named(nn.Module):
+    """A module whose only child is called `model`, as those of ultralytics and of language models are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.Linear(6, 2)
+
+
+def test_a_module_with_a_module_called_model_is_meant_itself() -> None:
+    def written(model: nn.Module | sc.Shrunk) -> None: ...
+
+    whole, (_, _, small) = Named(), given()
+    arguments = Arguments(written)
+    assert arguments.read((whole,), {})[0][0] is whole
+    assert arguments.read((small,), {})[0][0] is small
+    shared = sc.share(Net(), bits=3)
+    assert arguments.read((shared,), {})[0][0] is shared.model  # not among what it takes: its model is
 
 
 def test_save_takes_plan_and_codebooks_out_of_a_result(tmp_path: Path) -> None:

@@ -102,5 +102,7 @@ def _model(value: Any, name: str, kinds: frozenset[str]) -> Any:
     """The model that is meant, or the value itself where the verb takes other kinds too."""
     if isinstance(value, type) or not kinds - {"Module", "None"}:
         return module_of(value, name)
+    if isinstance(value, nn.Module):
+        return value  # one with a module called `model` is meant itself
     held = getattr(value, "model", None)
     return held if "HasModel" not in kinds and isinstance(held, nn.Module) else value

@@ -28,7 +28,7 @@ from secateur.adapters.onnx_model import extra_module
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["drop_unread", "join_attention", "kept", "moves"]
+__all__ = ["drop_unread", "join_attention", "moves"]
 
 _DOMAIN = "com.microsoft"
 
@@ -130,7 +130,7 @@ class _Graph:
         shape = self.array(reshape.input[1])
         if shape is None or len(shape) != 3:
             return False
-        sure = kept(reshape, shape, part.outer)
+        sure = _kept(reshape, shape, part.outer)
         return all(sure) if shape[2] == -1 else bool(shape[2] == part.weight.shape[1]) and any(sure)
 
     def _outer(self, name: str) -> tuple[int | None, int | None] | None:
@@ -180,7 +180,7 @@ class _Graph:
         heads, outer = (int(shape[-2]), int(shape[-1])), self._outer(product.input[0])
         if min(heads) < 1 or heads[0] * heads[1] != wide or bias.shape != (wide,):
             return None
-        if outer is None or not any(kept(nodes[1], shape, outer)):
+        if outer is None or not any(_kept(nodes[1], shape, outer)):
             return None
         return _Projection(
             source, weight, np.broadcast_to(scale.reshape(-1), wide), np.broadcast_to(zero.reshape(-1), wide),
@@ -203,7 +203,7 @@ def _plain(node: onnx.NodeProto, size: int) -> bool:
     return not any(numbers.values()) and math.isclose(scale, size**-0.5, rel_tol=1e-6)
 
 
-def kept(reshape: onnx.NodeProto, asked: npt.NDArray[Any], outer: Sequence[int | None]) -> tuple[bool, bool]:
+def _kept(reshape: onnx.NodeProto, asked: npt.NDArray[Any], outer: Sequence[int | None]) -> tuple[bool, bool]:
     """Whether a Reshape keeps the first axis, and the second; where all later axes are one size, either follows from
     the other.
 

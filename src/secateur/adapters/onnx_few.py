@@ -118,10 +118,10 @@ def _of_images(graph: _Graph, node: onnx.NodeProto) -> bool:
         graph.graph.initializer.append(tools.numpy_helper.from_array(pads, f"{name}.pads"))
         made = tools.helper.make_node("Pad", [node.input[0], f"{name}.pads"], [name], name=name)
     else:
-        weight, pads = squares
+        weight, around = squares
         made = tools.helper.make_node("SpaceToDepth", [node.input[0]], [name], name=name, blocksize=2)
         node.ClearField("attribute")
-        given = {"kernel_shape": weight.shape[2:], "pads": pads}
+        given = {"kernel_shape": weight.shape[2:], "pads": around}
         node.attribute.extend(tools.helper.make_attribute(key, value) for key, value in given.items())
     graph.stored[node.input[1]].CopyFrom(tools.numpy_helper.from_array(weight, node.input[1]))
     for noted in [each for each in graph.graph.value_info if each.name == node.input[1]]:

@@ -14,11 +14,9 @@ output. In the second they all leave, and the outputs stay equal.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy.typing as npt
-
-from secateur.adapters.onnx_attention import drop_unread, kept, moves
+from secateur.adapters.onnx_attention import drop_unread, moves
 from secateur.adapters.onnx_model import extra_module
 
 if TYPE_CHECKING:
@@ -49,7 +47,7 @@ def beside(model: onnx.ModelProto) -> int:
             continue
         joins = after[1]
         width = known[0][1] * known[2][2]  # heads of the queries, each of the values' size
-        if not found.keeps(joins, known[0][3], width):
+        if found.axes(joins.output[0]) != [*known[0][3], width]:
             continue
         _rewrite(node, known, joins.output[0])
         for each in after:
@@ -60,7 +58,9 @@ def beside(model: onnx.ModelProto) -> int:
     return done
 
 
-_Part = tuple[str, int, int, "tuple[int | None, int | None]"]
+_Axes = list["int | str"]
+"""The sizes of a tensor's axes: a number, or the name of what is free."""
+_Part = tuple[str, int, int, _Axes]
 """The tensor with heads beside each other, the number of heads, the size of each, and its batch and positions."""
 
 
@@ -70,35 +70,31 @@ class _Heads:
     def __init__(self, graph: onnx.GraphProto):
         self.graph = graph
         self.made = {name: node for node in graph.node for name in node.output}
-        self.stored = {item.name: item for item in graph.initializer}
-        self.shapes = {item.name: item.type.tensor_type.shape for item in (*graph.value_info, *graph.input)}
+        noted = (*graph.value_info, *graph.input, *graph.output)
+        self._shapes = {item.name: item.type.tensor_type.shape for item in noted}
 
-    def numbers(self, name: str) -> npt.NDArray[Any] | None:
-        """A stored tensor; None where it is computed."""
-        if name not in self.stored:
-            return None
-        values: npt.NDArray[Any] = extra_module("onnx").numpy_helper.to_array(self.stored[name])
-        return values
+    def axes(self, name: str) -> _Axes:
+        """The axes of a tensor, as the exporter noted them; none where one of them has no size and no name."""
+        found = (
+            [each.dim_param or each.dim_value for each in self._shapes[name].dim]
+            if name in self._shapes
+            else []
+        )
+        return found if all(found) else []
 
     def parted(self, name: str) -> _Part | None:
         """What stands before the Reshape and the Transpose of one input."""
         transpose = self.made.get(name)
-        if transpose is None or not moves(transpose):
-            return None
-        reshape = self.made.get(transpose.input[0])
+        reshape = self.made.get(transpose.input[0]) if transpose is not None and moves(transpose) else None
         if reshape is None or reshape.op_type != "Reshape":
             return None
-        asked, shape = self.numbers(reshape.input[1]), self.shapes.get(reshape.input[0])
-        if asked is None or len(asked) != 4 or shape is None or len(shape.dim) != 3:
+        before, after = self.axes(reshape.input[0]), self.axes(reshape.output[0])
+        if len(before) != 3 or len(after) != 4 or before[:2] != after[:2]:
             return None
-        outer = tuple(axis.dim_value if axis.HasField("dim_value") else None for axis in shape.dim[:2])
-        wide, heads, size = shape.dim[2].dim_value, int(asked[2]), int(asked[3])
-        if heads < 1 or wide < 1 or size not in (-1, wide // heads) or wide % heads:
+        heads, size = after[2:]
+        if not isinstance(heads, int) or not isinstance(size, int) or before[2] != heads * size:
             return None
-        sure = kept(reshape, asked, outer)
-        if not (all(sure) if size == -1 else any(sure)):
-            return None
-        return reshape.input[0], heads, wide // heads, (outer[0], outer[1])
+        return reshape.input[0], heads, size, before[:2]
 
     def joined(self, node: onnx.NodeProto) -> tuple[onnx.NodeProto, onnx.NodeProto] | None:
         """The Transpose and the Reshape after an attention, which nothing else reads."""
@@ -112,14 +108,6 @@ class _Heads:
         readers = [node for node in self.graph.node if name in node.input]
         outward = any(item.name == name for item in self.graph.output)
         return readers[0] if len(readers) == 1 and not outward else None
-
-    def keeps(self, reshape: onnx.NodeProto, outer: tuple[int | None, int | None], width: int) -> bool:
-        """Whether a Reshape gives [batch, positions, heads beside each other]."""
-        asked = self.numbers(reshape.input[1])
-        if asked is None or len(asked) != 3:
-            return False
-        sure = kept(reshape, asked, outer)
-        return all(sure) if asked[2] == -1 else bool(asked[2] == width) and any(sure)
 
 
 def _rewrite(node: onnx.NodeProto, parts: list[_Part], out: str) -> None:

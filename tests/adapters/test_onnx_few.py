@@ -113,11 +113,12 @@ def test_images_of_three_channels_get_a_fourth(tmp_path):
     assert not weight[:, 3].any()
 
 
-@pytest.mark.parametrize("kernel", [1, 2, 3, (4, 5), 7])
-@pytest.mark.parametrize("padding", [0, 1, (3, 2)])
-@pytest.mark.parametrize("shape", [(2, 3, 12, 16), (1, 3, 14, 10)])
-def test_images_of_a_convolution_of_step_two_are_taken_in_squares(tmp_path, kernel, padding, shape):
+@pytest.mark.parametrize(
+    ("kernel", "padding"), [(1, 0), (2, 1), (3, 0), (3, 1), ((4, 5), (3, 2)), (7, 3), (7, (0, 1))]
+)
+def test_images_of_a_convolution_of_step_two_are_taken_in_squares(tmp_path, kernel, padding):
     torch.manual_seed(0)
+    shape = (2, 3, 12, 10)
     conv = nn.Conv2d(3, 5, kernel, stride=2, padding=padding)
     _, after, done, wanted, found = written(conv, torch.randn(shape), tmp_path / "m.onnx")
     assert (after[-1], done) == ("Conv", 1)

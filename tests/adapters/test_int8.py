@@ -92,7 +92,7 @@ def test_a_static_file_holds_integers_by_channel_and_is_compared(model, tmp_path
     assert kinds.count("Conv") == 2
     assert kinds.count("QuantizeLinear") >= 4
     integers = {item.name: tuple(item.dims) for item in found.initializer if item.data_type == 3}
-    assert (8, 3, 3, 3) in integers.values()
+    assert (8, 4, 3, 3) in integers.values()  # images get a fourth channel
     scales = [tuple(item.dims) for item in found.initializer if "stem.weight_scale" in item.name]
     assert scales == [(8,)]  # one for each output channel
     peer = OnnxModel(path)

@@ -16,7 +16,7 @@ def test_no_sentence_is_cut_at_80_columns(secateur, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     code, out, _ = secateur("--help")
     assert code == 0
-    assert "..." not in out
+    assert "..." not in out.partition("\n")[2]
     assert out.index("A model:") < out.index("Files:") < out.index("Recipes:") < out.index("Names:")
     assert "More:" not in out
     assert max(map(len, out.splitlines())) <= 80

@@ -80,7 +80,7 @@ def test_an_input_of_ones_own_is_a_function(secateur, tmp_path, monkeypatch):
     assert "Net: 58 parameters" in out
     code, _, err = secateur("explain", "twoinputs:Net", "--input", "twoinputs:wrong")
     assert code != 0
-    assert "fails on an input of --input twoinputs:wrong" in err
+    assert "fails on an input of twoinputs:wrong" in err
     code, _, err = secateur("explain", "twoinputs:Net")
     assert "--input module:function" in err
 

@@ -31,6 +31,7 @@ from secateur.adapters.int8_layers import as_products
 from secateur.adapters.onnx_model import extra_module, runs_attention
 from secateur.adapters.programs import (
     ATTENTION,
+    OnnxNames,
     attends,
     has_length,
     load_program,
@@ -115,7 +116,7 @@ def export(
 
     Raises:
         OptionError: The path has another ending, or options do not fit.
-        DataError: The model cannot be recorded.
+        DataError: The model cannot be recorded, or not be written in this format.
         ProofError: The float file differs by more than `tolerance`. No file is left.
         BudgetNotMetError: INT8 costs more than `int8_options.lost`. No file is left.
         NonFiniteError: A weight is NaN.
@@ -136,6 +137,8 @@ def export(
     if masks is not None:
         masks.to("cpu").apply_(ready)
     given = moved(example, torch.device("cpu"))
+    if getattr(getattr(ready, "config", None), "use_cache", False):
+        ready.config.use_cache = False  # keys and values of earlier tokens, in a class that no runtime has
     check_sound(ready, "comparing them with the file's says nothing")
     report: Int8Report | None = None
     if kind in WRITERS:
@@ -220,7 +223,8 @@ def _write_float(
 ) -> float:
     """Write the program in floats and compare it; the error."""
     onnx = wanted.target.suffix == ".onnx"
-    write_program(program, scratch, onnx, wanted.opset)
+    names = OnnxNames.of(model, example, wanted.free) if onnx else None
+    write_program(program, scratch, onnx, wanted.opset, names)
     return _checked(model, load_program(scratch, onnx), example, wanted)
 
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from secateur.adapters.onnx_model import OnnxModel
+from secateur.adapters.onnx_model import OnnxModel, extra_module
+from secateur.adapters.onnx_names import name_axes, output_names
 from secateur.core.nested import map_tensors, tensors_in
 from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.errors import DataError, ProofError
@@ -27,6 +30,7 @@ from secateur.execution.calling import call
 from secateur.execution.example import Example, call_arguments
 
 __all__ = [
+    "OnnxNames",
     "attends",
     "has_length",
     "largest_difference",
@@ -38,8 +42,43 @@ __all__ = [
     "write_program",
 ]
 
+_GRAPH_WORDS = frozenset(["code", "graph", "meta"])  # attributes of torch's own graphs
 ATTENTION = 23
 """The first opset of ONNX with an operator for attention."""
+
+
+@dataclass(frozen=True)
+class OnnxNames:
+    """What outputs and free axes are called in an ONNX file.
+
+    Attributes:
+        outputs: A name for each output.
+        axes: For each input the names of its axes.
+    """
+
+    outputs: list[str]
+    axes: list[dict[int, str]]
+
+    @classmethod
+    def of(cls, model: nn.Module, example: Example, free: Sequence[str]) -> OnnxNames:
+        """The names for a model.
+
+        Args:
+            model: The model, in evaluation mode.
+            example: What it is called with.
+            free: What is free of "batch" and "length".
+        """
+        lengths: dict[int, str] = {}
+        axes = []
+        for tensor in tensors_in(example):
+            named = {0: "batch"} if "batch" in free and tensor.dim() else {}
+            if "length" in free and has_length(tensor):
+                number = len(lengths) + 1
+                named[1] = lengths.setdefault(
+                    tensor.shape[1], "length" if number == 1 else f"length_{number}"
+                )
+            axes.append(named)
+        return cls(output_names(call(model, example)), axes)
 
 
 def record_program(
@@ -155,7 +194,11 @@ def attends(program: torch.export.ExportedProgram) -> bool:
 
 
 def write_program(
-    program: torch.export.ExportedProgram, path: Path, onnx: bool, opset: int | None = None
+    program: torch.export.ExportedProgram,
+    path: Path,
+    onnx: bool,
+    opset: int | None = None,
+    names: OnnxNames | None = None,
 ) -> None:
     """Write a program as an ONNX file or as a `torch.export` archive.
 
@@ -164,14 +207,53 @@ def write_program(
         path: The file.
         onnx: Whether to write ONNX.
         opset: The version of ONNX's operators; None takes the exporter's own.
+        names: What outputs and axes are called in an ONNX file; None leaves it to the exporter.
+
+    Raises:
+        DataError: The exporter cannot write the model.
     """
-    with quiet():
-        if onnx:
-            found = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=opset)
-            assert found is not None
-            found.save(str(path), external_data=False)
-        else:
+    if not onnx:
+        with quiet():
             torch.export.save(program, path)
+        return
+    outputs = [each for each in program.graph_signature.output_specs if each.kind.name == "USER_OUTPUT"]
+    called = names.outputs if names is not None and len(names.outputs) == len(outputs) else None
+    with quiet():
+        try:
+            found = torch.onnx.export(
+                program, dynamo=True, verbose=False, opset_version=opset, output_names=called
+            )
+        except Exception as error:  # the exporter raises what its passes lead to
+            raise_if_out_of_memory(error)
+            raise DataError(_unwritten(program, error)) from error
+        assert found is not None
+        found.save(str(path), external_data=False)
+        if names is not None:
+            _name_axes(path, names)
+
+
+def _name_axes(path: Path, names: OnnxNames) -> None:
+    """Name the free axes in a file."""
+    onnx = extra_module("onnx")
+    model = onnx.load(str(path))
+    if len(names.axes) == len(model.graph.input):
+        name_axes(model, names.axes)
+        onnx.save(model, str(path))
+
+
+def _unwritten(program: torch.export.ExportedProgram, error: Exception) -> str:
+    """Why the exporter of torch cannot write a program."""
+    clash = sorted({name.partition(".")[0] for name in program.state_dict} & _GRAPH_WORDS)
+    if clash:
+        return (
+            f"torch's exporter to ONNX cannot write a model with a module named {clash[0]!r}, a name of its own; "
+            "rename the module, or export to .pt2"
+        )
+    lines = [line for line in re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines() if line.strip()]
+    return (
+        f"torch's exporter to ONNX cannot write the model: {type(error).__name__}: {lines[0][:200] if lines else ''}; "
+        "export to .pt2, or rewrite the operator that it names"
+    )
 
 
 def load_program(path: Path, onnx: bool) -> Callable[..., object]:

@@ -112,7 +112,8 @@ def pack(
     say(f"{done.path}: {done.size:,} bytes from {done.source:,} ({done.ratio:.2f}x), {done.tensors} tensors")
     if done.left_out:
         first, more = ", ".join(map(printable, done.left_out[:3])), len(done.left_out) - 3
-        say(f"left out, because they are not tensors: {first}{f' and {more} more' if more > 0 else ''}")
+        why = "not tensors" if flags.bits is None else "no weights of the model"
+        say(f"left out, because they are {why}: {first}{f' and {more} more' if more > 0 else ''}")
 
 
 def _pack_on_images(

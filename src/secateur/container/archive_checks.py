@@ -31,9 +31,11 @@ from secateur.errors import (
 if TYPE_CHECKING:
     from secateur.structure.cut.plan import ShrinkPlan
 
-__all__ = ["check_books", "check_masks", "check_target", "read_plan"]
+__all__ = ["check_books", "check_masks", "check_target", "read_plan", "wrapper_of"]
 
 State = Mapping[str, torch.Tensor]
+
+_WRAPPERS = frozenset(["state_dict", "model_state_dict", "model", "net", "module", "_orig_mod"])
 
 
 def _implied(archive: Archive, name: str) -> bool:
@@ -78,6 +80,25 @@ def check_target(
         raise DataError(
             f"{path}: the model's tensor {missing[0]!r} is not in the file ({len(missing)} are missing)"
         )
+
+
+def wrapper_of(archive: Archive, target: State) -> str:
+    """What the names of a file begin with and those of the model do not: a checkpoint packed as it was has the names of
+    its dictionaries and of DataParallel and `torch.compile` before those of the model.
+
+    Args:
+        archive: The file.
+        target: The model's tensors.
+
+    Returns:
+        Such as "state_dict.module."; empty where the names are the model's own.
+    """
+    names = [record.entry.name for record in archive.heads]
+    if not names or any(name in target for name in names):
+        return ""
+    prefix = next((names[0].removesuffix(own) for own in target if names[0].endswith(f".{own}")), "")
+    known = all(part in _WRAPPERS for part in prefix.split(".")[:-1])
+    return prefix if known and all(name.startswith(prefix) for name in names) else ""
 
 
 def _statistics_of(archive: Archive, record: sct.Record) -> list[str]:

@@ -22,7 +22,7 @@ import re
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BufferedReader
 from pathlib import Path
 from typing import Protocol
@@ -40,6 +40,7 @@ __all__ = ["Checkpoint", "Shard", "canonical_header", "open_checkpoint", "read_p
 
 """The endings of files that `torch.save` writes."""
 
+_TRAINING = re.compile("optim|lr_sched", re.IGNORECASE)  # how the names of what an optimizer keeps begin
 _FREE_VALUES, _BYTES_PER_VALUE = 100_000, 16  # values that a .pt file may hold, and more for its bytes
 _DEEPEST = 64
 
@@ -233,6 +234,26 @@ def _torch(path: Path, max_bytes: int | None) -> Checkpoint:
         return to_words(entries[index].name, tensors[entries[index].name])[1]
 
     return Checkpoint(path, entries, words, None, {}, tuple(left_out))
+
+
+def without_training(checkpoint: Checkpoint) -> Checkpoint:
+    """A `.pt` checkpoint without what an optimizer or a scheduler keeps, where a model's weights are beside it.
+
+    Args:
+        checkpoint: Any checkpoint; one of another kind is given back as it is.
+    """
+    tops = [entry.name.partition(".")[0] for entry in checkpoint.entries]
+    training = [place for place, top in enumerate(tops) if _TRAINING.match(top)]
+    if checkpoint.header is not None or checkpoint.shards or not training or len(training) == len(tops):
+        return checkpoint
+    kept = [place for place in range(len(tops)) if place not in set(training)]
+    words = checkpoint.words
+    return replace(
+        checkpoint,
+        entries=[checkpoint.entries[place] for place in kept],
+        words=lambda index, room=None: words(kept[index], room),
+        left_out=(*(checkpoint.entries[place].name for place in training), *checkpoint.left_out),
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -23,7 +23,7 @@ from torch import nn
 from secateur.container import batch_norm as bn
 from secateur.container import format as sct
 from secateur.container import int8_weights, tensors
-from secateur.container.archive_checks import check_target, read_plan
+from secateur.container.archive_checks import check_target, read_plan, wrapper_of
 from secateur.container.arrays import entry_of, to_tensor
 from secateur.container.frame import Archive
 from secateur.container.opened import opened
@@ -132,8 +132,10 @@ def _read_into(
             archive = Archive(file, _entries(archive, target), max_bytes)
         archive.allow(sum(value.nbytes for value in target.values()))
         weights = _listed(archive)
-        check_target(path, archive, target, weights)
+        wrapper = "" if weights else wrapper_of(archive, target)
+        check_target(path, archive, {wrapper + name: value for name, value in target.items()}, weights)
         state, integers = _read_state(archive, weights)
+    state = {name.removeprefix(wrapper): value for name, value in state.items()}
     return plan, {name: value for name, value in state.items() if name in target}, integers
 
 

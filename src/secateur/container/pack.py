@@ -29,7 +29,7 @@ from secateur.coding.indices import MixerBank
 from secateur.coding.room import Pieces, Room
 from secateur.container import format as sct
 from secateur.container import tensors
-from secateur.container.checkpoint import Checkpoint, canonical_header
+from secateur.container.checkpoint import Checkpoint, canonical_header, without_training
 from secateur.container.frame import Archive
 from secateur.container.opened import opened
 from secateur.container.reading import LEARNT, ReadingPoint, can_skip, words_of
@@ -68,8 +68,8 @@ class Packed:
         size: Its bytes.
         source: The bytes of the file read.
         tensors: How many tensors it holds.
-        left_out: Names of the values of a .pt file, or of the files of a folder, that are not tensors; a .sct file
-            cannot hold them.
+        left_out: Names of the values of a .pt file, or of the files of a folder, that are not tensors, which a .sct
+            file cannot hold; and, where weights are shared, of the tensors of an optimizer.
     """
 
     path: Path
@@ -112,7 +112,7 @@ def pack(
             file, or several and an index (`model.safetensors.index.json`).
         path_out: The .sct file to write.
         bits: Share the weights of every float tensor with two or more axes, with 2**bits values a tensor; zeros stay
-            zeros.
+            zeros. What an optimizer keeps in a training checkpoint is left out.
         lossless: Say that nothing may be rounded; excludes `bits`.
         fast: Code indices by one table instead of learnt contexts: faster, and larger.
         progress: Called with (bytes done, bytes in all, tensor) for every tensor.
@@ -134,6 +134,8 @@ def pack(
         raise OptionError(f"bits: expected a whole number from 1 to 8, got {bits!r}")
     worker_count(workers, 0)
     with open_source(path_in, max_bytes) as checkpoint:
+        if bits is not None:
+            checkpoint = without_training(checkpoint)
         minor = 0 if bits is not None else tensors.minor_bytes(checkpoint.entries)
         job = _Job("fast" if fast else "mixed", bits, method, minor)
         sct.check_entries(checkpoint.entries)

@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -137,8 +138,9 @@ def export(
     if masks is not None:
         masks.to("cpu").apply_(ready)
     given = moved(example, torch.device("cpu"))
-    if getattr(getattr(ready, "config", None), "use_cache", False):
-        ready.config.use_cache = False  # keys and values of earlier tokens, in a class that no runtime has
+    config: Any = getattr(ready, "config", None)
+    if getattr(config, "use_cache", False):
+        config.use_cache = False  # keys and values of earlier tokens, in a class that no runtime has
     check_sound(ready, "comparing them with the file's says nothing")
     report: Int8Report | None = None
     if kind in WRITERS:

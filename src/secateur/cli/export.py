@@ -31,7 +31,12 @@ from secateur.core.terminal import say
 from secateur.errors import OptionError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
+
+    from secateur.adapters.export import Exported
+    from secateur.core.measurement import Measurement
 
 __all__ = ["VERBS"]
 
@@ -108,17 +113,7 @@ def export(
 ) -> None:
     """Write a run's measurements as CSV, Parquet or JSON, or a model (a run's last, or one by name) as .onnx or
     .pt2, checked against PyTorch's outputs."""
-    if out.suffix not in ("", *_MODELS, *_TABLES):
-        raise OptionError(
-            f"{out}: expected a name that ends in {', '.join(_TABLES)} for measurements, or in "
-            f"{', '.join(_MODELS)} for a model, or a folder for a Hugging Face model"
-        )
-    if promise and out.suffix != ".onnx":
-        raise OptionError(
-            f"{out}: --promise goes with an .onnx file; a Hugging Face folder always has its own; leave --promise out"
-        )
-    if int8 is not None and out.suffix != ".onnx":
-        raise OptionError(f"{out}: --int8 goes with an .onnx file; name one, or leave --int8 out")
+    _check_ending(out, promise, int8)
     if out.suffix in _TABLES:
         _measurements(source.which, out, store)
         return
@@ -148,10 +143,30 @@ def export(
             threads=timing.threads,
             compiled=True,
         )
-    if output.json:
+    _print(done, found, output.json)
+
+
+def _check_ending(out: Path, promise: bool, int8: str | None) -> None:
+    """Refuse a name of no known format, and options that do not go with its format."""
+    if out.suffix not in ("", *_MODELS, *_TABLES):
+        raise OptionError(
+            f"{out}: expected a name that ends in {', '.join(_TABLES)} for measurements, or in "
+            f"{', '.join(_MODELS)} for a model, or a folder for a Hugging Face model"
+        )
+    if promise and out.suffix != ".onnx":
+        raise OptionError(
+            f"{out}: --promise goes with an .onnx file; a Hugging Face folder always has its own; leave --promise out"
+        )
+    if int8 is not None and out.suffix != ".onnx":
+        raise OptionError(f"{out}: --int8 goes with an .onnx file; name one, or leave --int8 out")
+
+
+def _print(done: Exported, found: Sequence[Measurement], as_json: bool) -> None:
+    """Print what was written, and how fast it is."""
+    if as_json:
         print_json(
             {
-                "file": str(out),
+                "file": str(done.path),
                 "format": done.format,
                 "bytes": done.size,
                 "error": done.error,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from secateur.budget import Budget
     from secateur.core.masks import Masks
-    from secateur.core.measurement import Measurement
+    from secateur.core.measurement import Measurement, Measurements
     from secateur.criteria import CriterionLike
     from secateur.granularity import Granularity
     from secateur.structure.proof import Proof
@@ -278,16 +278,7 @@ def shrink(
         print_json(_as_json(out, size, small.proof, rows))
         return
     say(small)
-    judged = [row.name for row in before if row.definition.startswith("as returned")]
-    rows = [[name, before[name].text(), after[name].text()] for name in ["params", "macs", "size", *judged]]
-    rows.append(["latency", times[0].text(), times[1].text()])
-    say()
-    show_table(["", "before", "after"], rows, right=(1, 2))
-    say(f"\ntimes as fast: {times['speedup'].text()}; {out}: {size:,} bytes")
-    if note:
-        say(note)
-    for line in times["speedup"].notes:
-        say(f"  {line}")
+    _print(before, after, times, f"{out}: {size:,} bytes", note)
     fewer = float(before["macs"].value) / max(1.0, float(after["macs"].value))
     if times["speedup"].value < AS_COUNTED * fewer:
         from secateur.metrics import why
@@ -295,6 +286,20 @@ def shrink(
         say(why(net, small.model, example, times=times).summary())
     if not model.trained():
         say("warning: no weights were given, so those of the file are random", error=True)
+
+
+def _print(before: Measurements, after: Measurements, times: Measurements, written: str, note: str) -> None:
+    """Print the model before and after."""
+    judged = [row.name for row in before if row.definition.startswith("as returned")]
+    rows = [[name, before[name].text(), after[name].text()] for name in ["params", "macs", "size", *judged]]
+    rows.append(["latency", times[0].text(), times[1].text()])
+    say()
+    show_table(["", "before", "after"], rows, right=(1, 2))
+    say(f"\ntimes as fast: {times['speedup'].text()}; {written}")
+    if note:
+        say(note)
+    for line in times["speedup"].notes:
+        say(f"  {line}")
 
 
 def _as_json(out: Path, size: int, proof: Proof, rows: Iterable[Measurement]) -> dict[str, object]:

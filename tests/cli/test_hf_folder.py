@@ -7,6 +7,7 @@ import torch
 
 from secateur.adapters import _fresh
 from secateur.cli.given import InputFlags, ModelFlags
+from secateur.errors import OptionError
 
 
 @pytest.fixture
@@ -50,6 +51,9 @@ def test_a_folder_is_the_model_that_its_configuration_names(classifier):
         assert flags.trained()
         assert str(flags.folder()) == "clf"
     assert not ModelFlags("hf/bert").trained()
+    assert ModelFlags("hf/someone/model").trained()
+    assert not ModelFlags("clf", option=["pretrained=false"]).trained()
+    assert ModelFlags("timm/x", option=["pretrained = true"]).trained()
     assert ModelFlags("resnet20").folder() is None
 
 
@@ -135,3 +139,32 @@ def test_a_text_model_as_onnx_takes_any_length(secateur, classifier, tmp_path):
     assert "the length" not in out
     model = sc.OnnxModel(tmp_path / "a.onnx")
     assert model(input_ids=torch.ones(5, 4, dtype=torch.int64)).shape == (5, 3)
+
+
+def test_a_folder_called_like_an_architecture_is_the_folder(classifier, tmp_path):
+    (tmp_path / "clf").rename("bert")
+    for name in ("bert", "./bert", str(tmp_path / "bert")):
+        assert ModelFlags(name).build().config.hidden_size == 16
+        assert ModelFlags(name).trained()
+    assert ModelFlags("hf/bert").folder() is None  # the architecture
+    assert not ModelFlags("hf/bert").trained()
+
+
+def test_what_cannot_be_written_is_said_before_the_work(secateur, classifier, tmp_path, monkeypatch):
+    monkeypatch.setattr("secateur.pruning.prune.prune", None)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    code, _, err = secateur("shrink", "clf", "--out", "full")
+    assert "full: expected a new folder, found one that is not empty" in err
+    assert code == 2
+
+
+def test_changed_files_of_a_folder_are_refused_in_a_sentence(secateur, classifier, tmp_path):
+    (tmp_path / "clf" / "tokenizer_config.json").write_text("[]")
+    (tmp_path / "clf" / "tokenizer.json").unlink()
+    code, _, err = secateur("shrink", "clf", "--out", "small", "--repetitions", "1")
+    assert code == 0, err
+    assert "has no tokenizer that transformers can read" in err
+    classifier.config.vocab_size = 0
+    with pytest.raises(OptionError, match="vocab_size: expected a number from 1 on, got 0"):
+        InputFlags("clf", input_="1,4").example(classifier)

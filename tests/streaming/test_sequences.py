@@ -13,6 +13,7 @@ from tests.streaming.tiny_llama import llama, state_of, transformers
 
 from secateur import cli
 from secateur.errors import DataError, OptionError
+from secateur.streaming.blocks import meta_model
 from secateur.streaming.compensated import BlockOptions, compensate_checkpoint
 from secateur.streaming.sequences import sentences_of, sequences_of
 from secateur.streaming.shrunk import shrink_checkpoint
@@ -124,3 +125,19 @@ def test_sentences_are_lines_padded_to_the_longest_of_their_batch(tmp_path: Path
     (tmp_path / "text.txt").write_text("d")
     with pytest.raises(DataError, match="token numbers from 4 to 4, the model has 0 to 1"):
         sentences_of(tmp_path / "text.txt", tmp_path, 9, 5)
+
+
+def test_sentences_are_no_longer_than_the_model_takes(tmp_path: Path) -> None:
+    tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text('{"vocab_size": 9, "max_position_embeddings": 2}')
+    (tmp_path / "text.txt").write_text("a b c d\n")
+    assert [batch["input_ids"].tolist() for batch in sentences_of(tmp_path / "text.txt", tmp_path, 3)] == [
+        [[1, 2]]
+    ]
+
+
+def test_a_class_that_transformers_does_not_have_is_built_as_a_language_model(tmp_path: Path) -> None:
+    llama(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["MyLlama"]}))
+    assert type(meta_model(tmp_path)).__name__ == "LlamaForCausalLM"

@@ -51,36 +51,49 @@ class ModelFlags:
     seed: Seed = None
 
     def folder(self) -> Path | None:
-        """The folder that the name is of, if it is that of a Hugging Face model; `hf/` before it may be left out."""
+        """The folder that the name is of, if it is that of a Hugging Face model; `hf/` before it may be left out.
+        `hf/bert` is an architecture, whatever folder is called `bert`.
+        """
         from secateur import models
 
         place = Path(self.model.removeprefix("hf/"))
-        ours = self.model.replace("_", "-").lower() in models.names()
+        ours = self.model.replace("_", "-").lower() in models.names() or self._architecture()
         return place if not ours and (place / "config.json").is_file() else None
+
+    def _architecture(self) -> bool:
+        """Whether the name is that of an architecture of transformers, which has no weights."""
+        library, _, name = self.model.partition("/")
+        if library != "hf" or not name or "/" in name:
+            return False
+        try:
+            from transformers import CONFIG_MAPPING
+        except ImportError:  # building the model says what is missing
+            return False
+        return name in CONFIG_MAPPING
+
+    def _options(self) -> dict[str, Any]:
+        from secateur.lab.recipe import parse_setting
+
+        return dict(parse_setting(text, "--option") for text in self.option or [])
 
     def trained(self) -> bool:
         """Whether weights were given, in a file or with the model itself; else they are random."""
-        name = self.model.removeprefix("hf/")
-        asked = any(text.replace(" ", "") == "pretrained=true" for text in self.option or [])
-        return (
-            self.weights is not None
-            or self.folder() is not None
-            or asked
-            or (name != self.model and "/" in name)
-        )
+        asked = self._options().get("pretrained")
+        if self.weights is not None or asked is not None:
+            return self.weights is not None or bool(asked)
+        return self.folder() is not None or (self.model.startswith("hf/") and not self._architecture())
 
     def build(self) -> nn.Module:
         """The model with its weights, in evaluation mode."""
         import torch
 
         from secateur import models
-        from secateur.lab.recipe import parse_setting
         from secateur.lab.weights import load_weights
 
         torch.manual_seed(self.seed or 0)
-        options = dict(parse_setting(text, "--option") for text in self.option or [])
         folder = self.folder()
-        model = models.build(f"hf/{folder}" if folder is not None else self.model, **options)
+        # By its whole path, which is no architecture's name.
+        model = models.build(self.model if folder is None else f"hf/{folder.resolve()}", **self._options())
         if self.weights is not None:
             load_weights(model, self.weights)
         return model.eval()
@@ -147,8 +160,10 @@ def _tokens(model: nn.Module, sizes: list[int], chance: torch.Generator) -> dict
     most = getattr(getattr(model, "config", None), "vocab_size", None)
     if getattr(model, "main_input_name", None) != "input_ids" or not isinstance(known, dict) or most is None:
         return None
+    if not isinstance(most, int) or most < 1:
+        raise OptionError(f"the model's configuration: vocab_size: expected a number from 1 on, got {most!r}")
     names = [name for name in ("input_ids", "decoder_input_ids") if name in known]
-    return {name: torch.randint(int(most), sizes, generator=chance) for name in names}
+    return {name: torch.randint(most, sizes, generator=chance) for name in names}
 
 
 def _sizes(shape: str) -> list[int]:

@@ -250,13 +250,14 @@ def shrink(
 ) -> None:
     """Cut channels out of a model, prove that it computes what the masked one does, and write it as one
     file."""
-    from secateur.cli.small_files import write_small
+    from secateur.cli.small_files import check_out, write_small
     from secateur.lab.judging import evaluator
     from secateur.metrics import measure as take
     from secateur.metrics.latency import compare
     from secateur.structure.shrink import shrink as cut_channels
 
     net = model.build()
+    check_out(out, net)
     example = model.example(net)
     judge = None if evaluate is None else evaluator(evaluate, None)
     masks = cut.masks(net, example, model.seed or 0)

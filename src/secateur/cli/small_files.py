@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from secateur.core.terminal import printable, say
 from secateur.errors import OptionError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from secateur.adapters.huggingface import SavedFolder
     from secateur.structure.shrink import Shrunk
 
-__all__ = ["is_folder", "write_folder", "write_small"]
+__all__ = ["check_out", "is_folder", "write_folder", "write_small"]
 
 
 def is_folder(out: Path) -> bool:
@@ -45,6 +46,24 @@ def write_small(small: Shrunk, out: Path, example: Any, source: Path | None) -> 
     return save(small.model, out, plan=small.plan).size, ""
 
 
+def check_out(out: Path, model: nn.Module) -> None:
+    """Refuse a place that a small model could not be written to, before any work.
+
+    Args:
+        out: The file or the folder.
+        model: The model that will be cut.
+    """
+    if not is_folder(out):
+        return
+    if not hasattr(model, "save_pretrained"):
+        raise OptionError(
+            f"{out}: a folder is written of a Hugging Face model, and this is {type(model).__name__}; expected a file "
+            f"that ends in .sct, such as {out}.sct"
+        )
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise OptionError(f"{out}: expected a new folder, found one that is not empty; name another")
+
+
 def write_folder(model: nn.Module | Shrunk, out: Path, example: Any, source: Path | None) -> SavedFolder:
     """Write a Hugging Face model as a folder that transformers loads.
 
@@ -58,23 +77,25 @@ def write_folder(model: nn.Module | Shrunk, out: Path, example: Any, source: Pat
     from secateur.structure.shrink import Shrunk
 
     net = model.model if isinstance(model, Shrunk) else model
-    if not hasattr(net, "save_pretrained"):
-        raise OptionError(
-            f"{out}: a folder is written of a Hugging Face model, and this is {type(net).__name__}; expected a file "
-            f"that ends in .sct, such as {out}.sct"
-        )
+    check_out(out, net)
     named = str(getattr(net, "main_input_name", "input_ids"))
     given = example if isinstance(example, dict) else {named: example}
     return save_pretrained(model, out, given, tokenizer=None if source is None else _tokenizer(source))
 
 
 def _tokenizer(source: Path) -> Any:
-    """The tokenizer or image processor of a folder; None where it has none."""
+    """The tokenizer or image processor of a folder; None where transformers can read none."""
     import transformers
+
+    from secateur.core.out_of_memory import raise_if_out_of_memory
 
     for kind in (transformers.AutoTokenizer, transformers.AutoImageProcessor):
         try:
             return kind.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, ImportError):
-            continue
+        except Exception as error:  # transformers raises whatever the values of a changed file lead to
+            raise_if_out_of_memory(error)
+    say(
+        f"{printable(str(source))}: has no tokenizer that transformers can read, so none goes along",
+        error=True,
+    )
     return None

@@ -38,6 +38,7 @@ from secateur.structure.hf.hub_code import check_attention
 __all__ = ["BlockCall", "BlockModel", "blocks_of", "meta_model"]
 
 _HIDDEN = "hidden_states"
+_LANGUAGE = "AutoModelForCausalLM"
 
 
 def meta_model(folder: str | os.PathLike[str]) -> nn.Module:
@@ -68,10 +69,10 @@ def meta_model(folder: str | os.PathLike[str]) -> nn.Module:
             str(folder), local_files_only=True, trust_remote_code=False
         )
         check_attention(config, str(folder))
-        kind = getattr(transformers, auto_class(config, str(folder), default="AutoModelForCausalLM"))
+        kind = getattr(transformers, _builder(config, str(folder)))
         with init_empty_weights(include_buffers=False):
             model: nn.Module = kind.from_config(config, trust_remote_code=False)
-    except OptionError:  # of `check_attention` and `auto_class`
+    except OptionError:  # of `check_attention`
         raise
     except Exception as error:  # transformers raises whatever the values of a changed file lead to
         raise_if_out_of_memory(error)
@@ -80,6 +81,14 @@ def meta_model(folder: str | os.PathLike[str]) -> nn.Module:
             "model on the meta device: sc.BlockOptions(model=model)"
         ) from None
     return model.eval()
+
+
+def _builder(config: Any, where: str) -> str:
+    """The AutoModel class of a configuration; that of language models for a class that transformers does not have."""
+    try:
+        return auto_class(config, where, default=_LANGUAGE)
+    except OptionError:
+        return _LANGUAGE
 
 
 def blocks_of(model: nn.Module) -> str:

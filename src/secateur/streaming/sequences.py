@@ -92,6 +92,12 @@ def sentences_of(
     if not lines:
         raise DataError(f"{path}: expected a sentence in each line, found no text")
     tokenizer = _tokenizer(Path(folder))
+    length = min(length, _positions(Path(folder)) or length)
+    lines = [line for line in lines if tokenizer(line)[_NUMBERS]]
+    if not lines:
+        raise DataError(
+            f"{path}: the tokenizer in {folder} makes no token of any line; use that of this model"
+        )
     padding = getattr(tokenizer, "pad_token", None) is not None
     size = batch_size if padding else 1
     found: list[dict[str, torch.Tensor]] = []
@@ -176,9 +182,19 @@ def _tokens(path: Path, folder: Path, wanted: int, length: int) -> torch.Tensor:
 
 def _vocabulary(folder: Path) -> int | None:
     """How many tokens the model of a folder has, if its configuration says so."""
+    return _configured(folder, "vocab_size")
+
+
+def _positions(folder: Path) -> int | None:
+    """The most tokens of a sequence of a folder's model, if its configuration says so."""
+    return _configured(folder, "max_position_embeddings") or None
+
+
+def _configured(folder: Path, key: str) -> int | None:
+    """A number of a folder's configuration."""
     path = folder / "config.json"
     if not path.is_file() or path.stat().st_size > _MOST_CONFIG:
         return None
     found = parse(path.read_bytes(), str(path), DataError)
-    size = found.get("vocab_size") if isinstance(found, dict) else None
+    size = found.get(key) if isinstance(found, dict) else None
     return size if isinstance(size, int) and is_count(size) else None

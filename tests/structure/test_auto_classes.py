@@ -23,9 +23,10 @@ def transformers():
     [
         ("bert", "BertForSequenceClassification", "AutoModelForSequenceClassification"),
         ("bert", "BertForTokenClassification", "AutoModelForTokenClassification"),
-        ("bert", "BertModel", "AutoModel"),
+        ("bert", "BertModel", "AutoModel|AutoModelForTextEncoding"),
         ("llama", "LlamaForCausalLM", "AutoModelForCausalLM"),
-        ("t5", "T5ForConditionalGeneration", "AutoModelForSeq2SeqLM"),
+        ("t5", "T5ForConditionalGeneration", "AutoModelForSeq2SeqLM|AutoModelForPreTraining"),
+        ("bert", "BertForPreTraining", "AutoModelForPreTraining"),
         ("vit", "ViTForImageClassification", "AutoModelForImageClassification"),
         ("whisper", "WhisperForConditionalGeneration", "AutoModelForSpeechSeq2Seq"),
     ],
@@ -36,7 +37,7 @@ def test_a_checkpoint_is_built_as_the_class_that_it_names(transformers, kind, na
     word = auto_class(config, "it")
     mapping = getattr(transformers.models.auto.modeling_auto, f"{task_of(word)}_MAPPING_NAMES")
     assert named == mapping[kind]
-    assert task_of(wanted) == task_of(word) or mapping[kind] == named  # several may build the same class
+    assert word in wanted.split("|")
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ from secateur.adapters.runtimes import WRITERS, model_of_file
 from secateur.core.atomic_files import atomic_path, atomic_write
 from secateur.core.masks import Masks
 from secateur.core.nested import tensors_in
+from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.errors import OptionError, ProofError
 from secateur.execution.calling import moved
 from secateur.execution.example import Example
@@ -138,9 +139,7 @@ def export(
     if masks is not None:
         masks.to("cpu").apply_(ready)
     given = moved(example, torch.device("cpu"))
-    config: Any = getattr(ready, "config", None)
-    if getattr(config, "use_cache", False):
-        config.use_cache = False  # keys and values of earlier tokens, in a class that no runtime has
+    _without_cache(ready)
     check_sound(ready, "comparing them with the file's says nothing")
     report: Int8Report | None = None
     if kind in WRITERS:
@@ -149,11 +148,12 @@ def export(
         )
     with undisturbed(ready, mode="eval"), torch.no_grad(), atomic_path(target) as scratch:
         long = not (int8_options is not None and int8_options.own_operators)
-        plain = ready if int8 is None else as_products(ready, patches=isinstance(int8, str))
-        program, free = record_program(plain, given, dynamic_batch, dynamic_length=long)
-        opset = ATTENTION if int8 is not None and attends(program) and runs_attention() else None
-        error = _write_float(ready, program, scratch, given, _Wanted(target, free, tolerance, opset))
-        if int8 is not None:
+        axes = ("batch", "length") if long else ("batch",)
+        wanted = _Wanted(target, axes if dynamic_batch else (), tolerance, None)
+        if int8 is None:
+            error, free = _recorded(ready, ready, scratch, given, wanted)
+        else:
+            free = _ready_for_int8(ready, scratch, given, wanted, patches=isinstance(int8, str))
             in_floats = scratch.stat().st_size
             report = write_int8(ready, scratch, given, int8, int8_options or Int8Options())
             kind, error = "onnx int8", report.error
@@ -161,6 +161,46 @@ def export(
     if report is not None and size >= in_floats:
         notes += (_not_smaller(size, in_floats, report),)
     return Exported(target, kind, size, error, notes, report)
+
+
+def _without_cache(model: nn.Module) -> None:
+    """Let a model of transformers keep no keys and values of earlier tokens: their class is none that a runtime has."""
+    for module in model.modules():
+        config: Any = getattr(module, "config", None)
+        inner = [getattr(config, str(name), None) for name in getattr(config, "sub_configs", None) or ()]
+        for each in (config, *inner):
+            if getattr(each, "use_cache", False):
+                each.use_cache = False
+
+
+def _recorded(
+    model: nn.Module, written: nn.Module, scratch: Path, example: Example, wanted: _Wanted
+) -> tuple[float, tuple[str, ...]]:
+    """Record a model, write its file in floats and compare it with the model itself; the error, and what is free."""
+    program, free = record_program(
+        written, example, "batch" in wanted.free, dynamic_length="length" in wanted.free
+    )
+    wants = wanted.opset is not None and attends(program)
+    kept = replace(wanted, free=free, opset=wanted.opset if wants else None)
+    return _write_float(model, program, scratch, example, kept), free
+
+
+def _ready_for_int8(
+    model: nn.Module, scratch: Path, example: Example, wanted: _Wanted, patches: bool
+) -> tuple[str, ...]:
+    """Write the float file that INT8 is made of: in the form that is fastest in INT8, and where a model does not allow
+    that, as it is; what is free.
+    """
+    opset = ATTENTION if runs_attention() else None
+    tries = [(as_products(model, patches=patches), opset), (model, opset), (model, None)]
+    for place, (written, version) in enumerate(tries):
+        try:
+            return _recorded(model, written, scratch, example, replace(wanted, opset=version))[1]
+        except Exception as error:  # the runtime's errors have no class of their own
+            raise_if_out_of_memory(error)
+            if place == len(tries) - 1:
+                raise
+    raise AssertionError
 
 
 def _not_smaller(size: int, in_floats: int, report: Int8Report) -> str:

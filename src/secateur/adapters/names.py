@@ -10,7 +10,7 @@ Linear(in_features=3, out_features=2, bias=True)
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import nn
 from secateur.adapters import functions
 from secateur.adapters.ultralytics import build_yolo
 from secateur.errors import MissingExtraError, OptionError, UnknownNameError, near
-from secateur.structure.hf.auto_classes import auto_class
+from secateur.structure.hf.auto_classes import auto_class, classifying
 from secateur.structure.hf.hub_code import check_attention
 
 __all__ = ["build", "call"]
@@ -127,16 +127,22 @@ def _hf(name: str, options: dict[str, object]) -> nn.Module:
             _refuse_adapter(name, options)
         if architecture:
             config = transformers.AutoConfig.for_model(name, **options)
-            return _class(transformers, word, config, name, trusted=False).from_config(config)
+            return _class(transformers, word or _classes(options), config, name, trusted=False).from_config(
+                config
+            )
         if pretrained is False:
-            config = transformers.AutoConfig.from_pretrained(name, **trust, **options)
+            config = _config(transformers, name, trusted, options)
             check_attention(config, f"model 'hf/{name}'")
-            return _class(transformers, word, config, name, trusted).from_config(config, **trust)
+            return _class(transformers, word or _classes(options), config, name, trusted).from_config(
+                config, **trust
+            )
         where = {key: options[key] for key in _WHERE if key in options}
-        config = transformers.AutoConfig.from_pretrained(name, **trust, **where)
+        config = _config(transformers, name, trusted, where)
         if "attn_implementation" not in options and not trusted:
             check_attention(config, f"model 'hf/{name}'")
-        return _class(transformers, word, config, name, trusted).from_pretrained(name, **trust, **options)
+        return _class(transformers, word or _classes(options), config, name, trusted).from_pretrained(
+            name, **trust, **options
+        )
     except ImportError as error:
         raise MissingExtraError(
             f"model 'hf/{name}': transformers could not import what it needs ({str(error).splitlines()[0]}); "
@@ -151,11 +157,31 @@ def _hf(name: str, options: dict[str, object]) -> nn.Module:
         ) from error
 
 
+def _classes(options: dict[str, object]) -> object:
+    """`classifying` where a number of classes is asked for, whatever task the checkpoint is of."""
+    return classifying if "num_labels" in options else None
+
+
+def _config(transformers: Any, name: str, trusted: bool, options: Mapping[str, object]) -> Any:
+    """The configuration of a checkpoint; one that transformers cannot read is refused in a sentence."""
+    try:
+        return transformers.AutoConfig.from_pretrained(name, trust_remote_code=trusted, **options)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise OptionError(
+            f"model 'hf/{name}': transformers {transformers.__version__} cannot read its config.json "
+            f"({str(error).splitlines()[0][:160] if str(error) else type(error).__name__}); "
+            "expected that of a model it knows"
+        ) from error
+
+
 def _class(transformers: Any, word: object, config: Any, name: str, trusted: bool) -> Any:
     """The AutoModel class: the one asked for, else the one that builds what the configuration is of."""
+    if word is classifying:
+        return getattr(transformers, classifying(config, f"model 'hf/{name}'"))
     if word is not None:
         return getattr(transformers, str(word))
-    own = [each for each in getattr(config, "auto_map", None) or () if str(each).startswith("AutoModel")]
+    given = getattr(config, "auto_map", None)
+    own = [each for each in given if str(each).startswith("AutoModel")] if isinstance(given, dict) else []
     try:
         return getattr(
             transformers, (own[0] if own and trusted else auto_class(config, f"model 'hf/{name}'"))

@@ -32,6 +32,7 @@ __all__ = ["IMAGES", "fewer"]
 IMAGES = ".images"
 """How the name of an operator ends that rearranges images; it is best left in float."""
 
+_FLOAT = 1  # the number of float32 in ONNX
 _WIDEST = 512  # output channels of a shortcut that is still cheap as a convolution
 
 
@@ -63,6 +64,9 @@ class _Graph:
         self.graph = graph
         self.made = {name: node for node in graph.node for name in node.output}
         self.stored = {item.name: item for item in graph.initializer}
+        self.kinds = {
+            item.name: item.type.tensor_type.elem_type for item in (*graph.value_info, *graph.input)
+        }
         self.shapes = {item.name: item.type.tensor_type.shape for item in (*graph.value_info, *graph.input)}
 
     def numbers(self, name: str) -> npt.NDArray[Any] | None:
@@ -170,7 +174,7 @@ def _copied(graph: _Graph, pad: onnx.NodeProto) -> bool:
     if around is None or max(steps) < 2 or sizes is None or sizes[1] is None:
         return False
     channels = sizes[1]
-    if channels + sum(around) > _WIDEST:
+    if channels + sum(around) > _WIDEST or graph.kinds.get(source) != _FLOAT:
         return False
     weight = np.zeros((channels + sum(around), channels, 1, 1), np.float32)
     weight[around[0] : around[0] + channels, :, 0, 0] = np.eye(channels, dtype=np.float32)

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import re
@@ -19,10 +20,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from secateur.adapters.onnx_model import OnnxModel, extra_module
-from secateur.adapters.onnx_names import name_axes, output_names
+from secateur.adapters.onnx_names import name_axes, name_outputs, output_names
 from secateur.core.nested import map_tensors, tensors_in
 from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.errors import DataError, ProofError
@@ -35,7 +37,6 @@ __all__ = [
     "has_length",
     "largest_difference",
     "load_program",
-    "other_length",
     "program_error",
     "quiet",
     "record_program",
@@ -68,15 +69,11 @@ class OnnxNames:
             example: What it is called with.
             free: What is free of "batch" and "length".
         """
-        lengths: dict[int, str] = {}
         axes = []
         for tensor in tensors_in(example):
             named = {0: "batch"} if "batch" in free and tensor.dim() else {}
             if "length" in free and has_length(tensor):
-                number = len(lengths) + 1
-                named[1] = lengths.setdefault(
-                    tensor.shape[1], "length" if number == 1 else f"length_{number}"
-                )
+                named[1] = "length"
             axes.append(named)
         return cls(output_names(call(model, example)), axes)
 
@@ -145,7 +142,7 @@ def _with_free_axes(
     given = (args, kwargs)
     others = [given, map_tensors(_tripled, given)]
     if "length" in free:
-        others.append(map_tensors(other_length, given))
+        others.append(map_tensors(_other_length, given))
     try:
         more_args, more_kwargs = map_tensors(_doubled, given)
         program = torch.export.export(
@@ -157,10 +154,52 @@ def _with_free_axes(
         )
         for own_args, own_kwargs in others:
             program.module()(*own_args, **own_kwargs)  # an axis that was specialised refuses another size
+        if not _holds_far_away(model, program, given, free):
+            return None
     except Exception as error:  # the model's code may raise anything
         raise_if_out_of_memory(error)
         return None
     return program
+
+
+def _holds_far_away(
+    model: nn.Module, program: torch.export.ExportedProgram, given: Any, free: tuple[str, ...]
+) -> bool:
+    """Whether a program takes much larger sizes that the model takes: a forward that branches on a size has one of its
+    branches in the program, which a file would compute for every size. Nothing is computed for it.
+    """
+    sizes: list[Callable[[torch.Tensor], torch.Tensor]] = [lambda tensor: _repeated(tensor, 0, 17)]
+    if "length" in free:
+        sizes += [
+            lambda tensor: _repeated(tensor, 1, 5) if has_length(tensor) else tensor,
+            lambda tensor: tensor[:, : max(2, tensor.shape[1] // 3)] if has_length(tensor) else tensor,
+        ]
+    for size in sizes:
+        with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+            found = map_tensors(functools.partial(_faked, fake, size), given)
+            args, kwargs = found
+            if _runs(model, args, kwargs) and not _runs(program.module(), args, kwargs):
+                return False
+    return True
+
+
+def _faked(
+    fake: FakeTensorMode, size: Callable[[torch.Tensor], torch.Tensor], tensor: torch.Tensor
+) -> torch.Tensor:
+    return fake.from_tensor(size(tensor))
+
+
+def _runs(model: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]) -> bool:
+    try:
+        model(*args, **kwargs)
+    except Exception as error:  # the model's code may raise anything
+        raise_if_out_of_memory(error)
+        return False
+    return True
+
+
+def _repeated(tensor: torch.Tensor, axis: int, times: int) -> torch.Tensor:
+    return torch.cat([tensor] * times, axis) if tensor.dim() > axis else tensor
 
 
 def _doubled(tensor: torch.Tensor) -> torch.Tensor:
@@ -168,7 +207,7 @@ def _doubled(tensor: torch.Tensor) -> torch.Tensor:
     return torch.cat([tensor, tensor]) if tensor.dim() and tensor.shape[0] == 1 else tensor
 
 
-def other_length(tensor: torch.Tensor) -> torch.Tensor:
+def _other_length(tensor: torch.Tensor) -> torch.Tensor:
     """Tokens cut to another length: shorter, as a model may have a longest one.
 
     Args:
@@ -216,29 +255,27 @@ def write_program(
         with quiet():
             torch.export.save(program, path)
         return
-    outputs = [each for each in program.graph_signature.output_specs if each.kind.name == "USER_OUTPUT"]
-    called = names.outputs if names is not None and len(names.outputs) == len(outputs) else None
     with quiet():
         try:
-            found = torch.onnx.export(
-                program, dynamo=True, verbose=False, opset_version=opset, output_names=called
-            )
+            found = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=opset)
         except Exception as error:  # the exporter raises what its passes lead to
             raise_if_out_of_memory(error)
             raise DataError(_unwritten(program, error)) from error
         assert found is not None
         found.save(str(path), external_data=False)
         if names is not None:
-            _name_axes(path, names)
+            _name(path, names)
 
 
-def _name_axes(path: Path, names: OnnxNames) -> None:
-    """Name the free axes in a file."""
+def _name(path: Path, names: OnnxNames) -> None:
+    """Name the outputs and the free axes in a file."""
     onnx = extra_module("onnx")
     model = onnx.load(str(path))
     if len(names.axes) == len(model.graph.input):
         name_axes(model, names.axes)
-        onnx.save(model, str(path))
+    if len(names.outputs) == len(model.graph.output):
+        name_outputs(model, names.outputs)
+    onnx.save(model, str(path))
 
 
 def _unwritten(program: torch.export.ExportedProgram, error: Exception) -> str:
@@ -294,7 +331,7 @@ def program_error(
     if "batch" in free:
         inputs.append(map_tensors(larger, example))
     if "length" in free:
-        inputs.append(map_tensors(other_length, example))
+        inputs.append(map_tensors(_other_length, example))
     return max(
         largest_difference(tensors_in(call(model, one)), tensors_in(call(program, one))) for one in inputs
     )

@@ -90,7 +90,10 @@ class Addend:
         if self.scale is None:
             return away
         size = self.scale.abs()
-        inverse = torch.where(size >= _LEAST_SCALE * size.median(), 1 / self.scale, 0.0)
+        if not bool(size.any()):
+            return None
+        used = (size > 0) & (size >= _LEAST_SCALE * size[size > 0].median())
+        inverse = torch.where(used, 1 / torch.where(used, self.scale, 1.0), 0.0)
         return away * inverse.reshape([-1 if axis == self.axis else 1 for axis in range(len(shape))])
 
 

@@ -15,10 +15,19 @@ from typing import Any
 
 from secateur.errors import OptionError
 
-__all__ = ["auto_class", "task_of"]
+__all__ = ["auto_class", "classifying", "task_of"]
 
-_SPELT = {"SEQ2_SEQ_LM": "SEQ_TO_SEQ_CAUSAL_LM", "SPEECH_SEQ2_SEQ": "SPEECH_SEQ_2_SEQ"}
+_SPELT = {
+    "SEQ2_SEQ_LM": "SEQ_TO_SEQ_CAUSAL_LM",
+    "SPEECH_SEQ2_SEQ": "SPEECH_SEQ_2_SEQ",
+    "PRE_TRAINING": "PRETRAINING",
+}
 # A configuration alone does not say the task; the first of these that knows its kind of model is taken.
+_CLASSIFY = (
+    "AutoModelForImageClassification",
+    "AutoModelForSequenceClassification",
+    "AutoModelForAudioClassification",
+)
 _TASKS = (
     "AutoModelForImageClassification",
     "AutoModelForSeq2SeqLM",
@@ -55,20 +64,43 @@ def auto_class(config: Any, where: str, default: str | None = None) -> str:
     """
     import transformers
 
-    named = [name for name in getattr(config, "architectures", None) or () if isinstance(name, str)]
+    given = getattr(config, "architectures", None)
+    named = [name for name in given if isinstance(name, str)] if isinstance(given, (list, tuple)) else []
     kind = str(getattr(config, "model_type", ""))
     if not named:
         return default or next((word for word in _TASKS if _suits(word, kind)), _TASKS[0])
     words = sorted(word for word in dir(transformers) if word.startswith("AutoModel"))
     for word in words:
         made = _models(word).get(kind, ())
-        if named[0] in ([made] if isinstance(made, str) else made):
+        if set(named) & {*([made] if isinstance(made, str) else made)}:
             return word
     raise OptionError(
         f"{where}: its config.json is of the class {named[0][:80]!r}, which no AutoModel class of transformers "
         f"{transformers.__version__} builds for {kind[:40]!r}; name one that fits: auto_class=AutoModelFor..., or "
         "build the model in Python"
     )
+
+
+def classifying(config: Any, where: str) -> str:
+    """The name of the AutoModel class that builds a classifier of a configuration's kind of model.
+
+    Args:
+        config: A configuration of transformers.
+        where: Whose it is, for the error.
+
+    Raises:
+        OptionError: No AutoModel class does.
+    """
+    word = auto_class(config, where)
+    if "Classification" in word:
+        return word
+    kind = str(getattr(config, "model_type", ""))
+    found = next((each for each in _CLASSIFY if kind in _models(each)), None)
+    if found is None:
+        raise OptionError(
+            f"{where}: num_classes: {kind[:40]!r} has no classifier in transformers; leave it out"
+        )
+    return found
 
 
 def _models(word: str) -> Mapping[str, str | tuple[str, ...]]:

@@ -123,3 +123,16 @@ def test_a_smoke_study_goes_through(secateur, tmp_path, name: str) -> None:
     page = (tmp_path / "out" / "index.html").read_text()
     assert "not drawn" not in page
     assert "print(model)" in page
+
+
+def test_only_the_first_process_of_a_launcher_says_how_images_are_given(secateur, monkeypatch, tmp_path):
+    from secateur.lab import launched
+
+    text = "[data]\nname = 'digits'\nlimit = 20\n[model]\nname = 'cnn'\n[[step]]\nkind = 'prune'\n"
+    (tmp_path / "recipe.toml").write_text(text)
+    monkeypatch.setattr(launched, "follow", lambda trial, store: None)
+    monkeypatch.setenv("RANK", "1")
+    code, _, error = secateur("run", "recipe.toml")
+    assert (code, error) == (0, "")
+    monkeypatch.setenv("RANK", "0")
+    assert "digits: images of 1x8x8 are given as" in secateur("run", "recipe.toml")[2]

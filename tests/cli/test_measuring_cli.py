@@ -77,3 +77,13 @@ def test_a_run_defines_the_columns_of_its_table(secateur, tmp_path):
     assert code == 0
     assert "\n  file_ratio: original_bytes over file_bytes\n" in out
     assert "\n  file_ratio: original_bytes over file_bytes\n" in secateur("show", "last", *where)[1]
+
+
+def test_no_repetitions_by_the_old_name_are_refused_before_any_work(secateur, tmp_path):
+    for words in (["shrink", "--out", "small.sct"], ["measure"], ["export", "--out", "model.onnx"]):
+        code, _, error = secateur(words[0], "lenet-300-100", *words[1:], "--trials", "0")
+        assert code == 2
+        assert "--trials" in error
+        assert "greater than or equal to 1" in error
+        assert not list(tmp_path.iterdir())
+    assert "--trials'" not in secateur("scan", "lenet-300-100", "--trials", "0", "--levels", "none")[2]

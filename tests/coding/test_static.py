@@ -78,3 +78,30 @@ def test_the_library_reads_what_it_can_by_itself(monkeypatch):
     data = static.encode(plane, 256)
     monkeypatch.setattr(static, "Decoder", None)  # Python's would be called
     assert static.decode(data, 1536, 256).tolist() == plane.tolist()
+
+
+@needs_compiler
+def test_more_bytes_than_the_compiled_counters_hold_are_counted_by_numpy(monkeypatch):
+    from secateur.coding import digits
+
+    assert native.COUNTABLE == 1 << 32  # uint32_t in digits.c
+    plane = plane_of(1, 5000, 20.0)
+    expected, stream = static.entropy(plane), static.encode(plane, 256)
+    used = []
+
+    class Spy:
+        def __getattr__(self, name):
+            used.append(name)
+            return getattr(native.load(), name)
+
+    spy, load = Spy(), native.load()
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "load", lambda: load)
+        patch.setattr(static.native, "is_loaded", lambda: True)
+        patch.setattr(digits, "_library", lambda words: spy)
+        patch.setattr(native, "COUNTABLE", 5000)
+        assert static._library(plane) is None
+        assert static._library(plane[1:]) is not None
+        assert digits._entropy(plane) == pytest.approx(expected, abs=1e-12)
+        assert static.encode(plane, 256) == stream
+        assert not used

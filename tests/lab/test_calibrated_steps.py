@@ -123,3 +123,64 @@ def test_what_is_refused(tmp_path):
         run(recipe(TRAIN, {"kind": "share", "bits": 2, "calibrate": 20, "assignments": "learnt"}), store)
     with pytest.raises(NothingToDoError, match="nothing was pruned before it"):
         run(recipe(TRAIN, {"kind": "compensate", "dense": "train"}), store)
+
+
+DIRECT = {"kind": "compensate", "dense": "train", "calibrate": 50, "shares": True}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"budget": {"name": "n_of_m", "n": 2, "m": 4}}, "budget 'n_of_m' of step 'prune'"),
+        (
+            {"budget": 0.5, "granularity": {"name": "block", "height": 2, "width": 2}},
+            "granularity 'block' of step 'prune'",
+        ),
+        ({"budget": 0.5, "granularity": "kernel"}, "granularity 'kernel' of step 'prune'"),
+    ],
+)
+def test_masks_of_a_pattern_are_not_chosen_again_by_shares(options, said):
+    from secateur.lab.planning import plan
+
+    steps = [TRAIN, {"kind": "prune", **options}]
+    if options.get("granularity") == "kernel":
+        made = Recipe.of(
+            {"data": {"name": "digits", "limit": 60}, "model": {"name": "cnn"}, "step": [*steps, DIRECT]}
+        )
+    else:
+        made = recipe(*steps, DIRECT)
+    with pytest.raises(RecipeError, match=f"expected granularity 'element' .*got {said}; leave shares out"):
+        plan(made)
+    assert plan(recipe(*steps[:1], {"kind": "scan"}, {"kind": "prune", "budget": 0.5}, DIRECT)).trials
+
+
+def test_masks_of_a_pattern_from_training_are_refused_and_those_that_were_shrunk_are_not():
+    from secateur.lab.steps.compensate import CompensateStep
+    from secateur.lab.steps.prune import PruneStep
+    from secateur.lab.steps.shrink import ShrinkStep
+    from secateur.lab.steps.train import TrainStep
+
+    step, pattern = CompensateStep(shares=True), {"name": "n_of_m"}
+    sparse = TrainStep(label="sparse", epochs=1, sparsify={"name": "straight_through", "budget": pattern})
+    with pytest.raises(RecipeError, match="got budget 'n_of_m' of step 'sparse'"):
+        step.check_after([sparse])
+    cut = PruneStep(granularity="channel")
+    step.check_after([cut, ShrinkStep(), PruneStep()])
+    with pytest.raises(RecipeError, match="got granularity 'channel'"):
+        step.check_after([cut, PruneStep()])
+    CompensateStep().check_after([cut, sparse])
+
+
+def test_layers_that_lose_nothing_do_not_count_among_what_the_others_lose(tmp_path):
+    store = Store(tmp_path)
+    one = {
+        "kind": "prune",
+        "label": "one",
+        "budget": {"name": "per_layer", "table": {"fc1": 0.8, "fc2": 0.6}},
+    }
+    before = last(store, TRAIN, one)
+    assert any(bool(mask.all()) for mask in before.masks.values())
+    made = last(store, TRAIN, one, {**DIRECT, "calibrate": 200})
+    removed = [state.masks.numel - state.masks.kept for state in (before, made)]
+    assert abs(removed[1] - removed[0]) < 0.002 * removed[0]
+    assert set(made.masks) == set(before.masks)

@@ -289,3 +289,17 @@ def test_images_in_another_shape_than_their_own_are_said_to_be():
     assert lines(data + "size = 8\nchannels = 1\n[model]\nname = 'cnn'\n") == []
     swept = data + "[model]\nname = 'cnn'\n[grid]\n'model.name' = ['cnn', 'resnet20']\n'lab.seed' = [0, 1]\n"
     assert len(reshaping(one for _, one in Recipe.parse("[[step]]\nkind = 'prune'\n" + swept).trials())) == 2
+
+
+def test_what_planning_says_of_the_data_loads_nothing_again(monkeypatch):
+    import secateur.data
+    from secateur.lab import planning
+
+    load, loaded = secateur.data.load_for, []
+    monkeypatch.setattr(secateur.data, "load_for", lambda *a, **k: loaded.append(a[1]) or load(*a, **k))
+    planning._data.cache_clear()
+    text = "[[step]]\nkind = 'prune'\n[data]\nname = 'digits'\n[model]\nname = 'cnn'\n"
+    swept = Recipe.parse(text + "[grid]\n'data.limit' = [20, 21, 22, 23, 24, 25]\n'lab.seed' = [0, 1]\n")
+    lines = plan(swept).reshaping()
+    assert len(loaded) == 6
+    assert lines == reshaping(one for _, one in swept.trials()) != []

@@ -209,3 +209,25 @@ def test_a_recipe_that_measures_its_dense_model_keeps_doing_so_beside_the_search
     assert made.steps[2].against == "recipe_dense"
     plain = Recipe.parse(RECIPE + '[[step]]\nkind = "measure"\nlabel = "mine"\n')
     assert auto_module._apart(plain) is plain
+
+
+def test_steps_that_refer_to_a_step_with_another_label_do_so_still():
+    text = RECIPE + '[[step]]\nkind = "measure"\nlabel = "dense"\n[[step]]\nkind = "prune"\n'
+    text += '[[step]]\nkind = "compensate"\ndense = "dense"\n'
+    text += '[[step]]\nkind = "train"\nlabel = "again"\nepochs = 1\nteacher = "dense"\ndistill_alpha = 0.5\n'
+    text += '[[step]]\nkind = "prune"\nlabel = "scanned"\nbudget = {name = "scanned", scan = "dense", floor = 0.5}\n'
+    made = {step.label: step for step in auto_module._apart(Recipe.parse(text)).steps}
+    assert made["compensate"].dense == made["again"].teacher == "recipe_dense"
+    assert made["compensate"].refers() == made["scanned"].refers() == ("recipe_dense",)
+
+
+def test_every_option_that_holds_a_label_is_known_to_the_search():
+    from secateur.lab.steps import registry
+    from secateur.lab.steps.prune import Scanned
+
+    kinds = [Scanned, *(registry.get(name) for name in registry.names())]
+    fields = [(name, field) for kind in kinds for name, field in kind.model_fields.items()]
+    words = ("label of", "earlier step")
+    named = {name for name, field in fields if any(word in (field.description or "") for word in words)}
+    assert {"against", "dense", "latent", "rewind", "scan", "start", "teacher"} <= named
+    assert named <= set(auto_module._REFERENCES)

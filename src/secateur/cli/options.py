@@ -44,6 +44,7 @@ __all__ = [
     "Set",
     "StoreFolder",
     "Trials",
+    "TrialsOrNone",
     "debugging",
     "own_criterion",
     "repetitions_of",
@@ -78,8 +79,10 @@ def _trials(value: int | None) -> int | None:
     return value
 
 
-Trials = Annotated[int | None, typer.Option("--trials", min=0, hidden=True, callback=_trials)]
+Trials = Annotated[int | None, typer.Option("--trials", min=1, hidden=True, callback=_trials)]
 """The name of `--repetitions` before; it works, with a warning."""
+TrialsOrNone = Annotated[int | None, typer.Option("--trials", min=0, hidden=True, callback=_trials)]
+"""The same where 0 means that nothing is timed."""
 
 
 class DeviceChoice(StrEnum):

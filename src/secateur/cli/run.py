@@ -66,7 +66,6 @@ def _carry_out(
     """Run a recipe, or print what would be run."""
     from secateur.lab import launched
     from secateur.lab.planning import plan as make_plan
-    from secateur.lab.planning import reshaping
     from secateur.lab.store import Store
 
     plan = make_plan(recipe, device=cluster.device(recipe) if cluster is not None else None)
@@ -74,14 +73,14 @@ def _carry_out(
         _preview(plan, flags, output.json)
         return
     store = Store(flags.store)
-    if not output.quiet:
-        for line in reshaping(trial.recipe for trial in plan.trials):
-            say(line, error=True)
     if launched.rank()[0] > 0:
         # Under `accelerate launch` the first process runs the recipe, the others help it train.
         for trial in plan.trials:
             launched.follow(trial, store)
         return
+    if not output.quiet:
+        for line in plan.reshaping():
+            say(line, error=True)
     ran = _run(plan, store, flags.jobs, output.quiet, cluster, gpus)
     _show(ran, plan, store, flags, output.json)
 
@@ -89,11 +88,10 @@ def _carry_out(
 def _preview(plan: RunPlan, flags: RunFlags, json: bool) -> None:
     """Print what would be done, step by step, and what is cached."""
     from secateur.lab.display.preview import preview
-    from secateur.lab.planning import reshaping
     from secateur.lab.store import Store
 
     recipe = plan.recipe
-    notes = reshaping(trial.recipe for trial in plan.trials)
+    notes = plan.reshaping()
     known = Store(flags.store) if (flags.store / "store.sqlite").is_file() else None
     rows = list(plan.rows(known))
     if json:

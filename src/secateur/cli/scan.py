@@ -16,7 +16,7 @@ import typer
 from secateur.cli.cluster import Address, EngineChoice, EngineOption
 from secateur.cli.flags import with_flags
 from secateur.cli.given import InputFlags
-from secateur.cli.options import Evaluate, OutputFlags, Trials, own_criterion, repetitions_of
+from secateur.cli.options import Evaluate, OutputFlags, TrialsOrNone, own_criterion, repetitions_of
 from secateur.core.terminal import say, shows_bars
 from secateur.errors import OptionError
 
@@ -66,7 +66,7 @@ class ScanFlags:
             "--repetitions", min=0, help="Also time every cell's shrunk model, this many times (channel)."
         ),
     ] = 0
-    trials: Trials = None
+    trials: TrialsOrNone = None
     quick: Annotated[
         bool,
         typer.Option(

@@ -152,7 +152,7 @@ def _codings(words: np.ndarray, floating: bool) -> list[_Codings]:
 
 def _entropy(plane: np.ndarray) -> float:
     """As `static.entropy`, of bytes."""
-    if (library := _library(plane)) is None or plane.size >= 1 << 32:
+    if (library := _library(plane)) is None or plane.size >= native.COUNTABLE:
         return static.entropy(plane)
     counts = np.empty(256, dtype=np.int64)
     library.secateur_count(plane.ctypes.data, plane.size, counts.ctypes.data)

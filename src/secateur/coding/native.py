@@ -27,7 +27,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Fit", "WalkArguments", "cached", "compiler", "is_loaded", "load"]
+__all__ = ["COUNTABLE", "Fit", "WalkArguments", "cached", "compiler", "is_loaded", "load"]
 
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("walk.c", "digits.c", "tables.c", "crc.c"))
 # Sums of whole numbers may be taken in any order; nothing else may change a number.
@@ -129,6 +129,10 @@ def _own(path: Path, kind: int) -> bool:
     except OSError:
         return False
     return stat.S_IFMT(found.st_mode) == kind and found.st_uid == os.getuid() and not found.st_mode & 0o022
+
+
+COUNTABLE = 1 << 32
+"""Bytes from which `secateur_count`, whose counters have 32 bits, and what calls it are not used."""
 
 
 @cache

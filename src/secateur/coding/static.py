@@ -41,8 +41,11 @@ def entropy(symbols: np.ndarray) -> float:
 
 
 def _library(symbols: np.ndarray, size: int = 256) -> CDLL | None:
-    """The compiled passes over bytes (`tables.c`), which do what is done here; None where this process has none."""
+    """The compiled passes over bytes (`tables.c`), which do what is done here; None where this process has none, or
+    for more bytes than they count.
+    """
     plain = symbols.dtype == np.uint8 and symbols.flags.c_contiguous and size == 256
+    plain = plain and symbols.size < native.COUNTABLE
     return native.load() if plain and symbols.size and native.is_loaded() else None
 
 

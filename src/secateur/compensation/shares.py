@@ -61,7 +61,7 @@ def error_shares(
             `solver=sc.LeastSquares(sums=False)` where the model has residual connections: a layer that compensates for
             the errors of others would seem to cause them.
         data: a few batches of inputs; the model runs through them once for every layer.
-        sparsity: the share that all layers together lose.
+        sparsity: the share that the masked layers together lose; those whose masks remove nothing do not count.
         compare: what of an output counts, as that of `sc.Tuning`; by default all of it.
         steepness: how fast errors grow: with a sparsity higher by 0.1, `exp(0.1 * steepness)` times.
         progress: called with an `Advance` after every layer.

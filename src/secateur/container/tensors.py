@@ -71,7 +71,7 @@ def minor_bytes(entries: Sequence[Entry]) -> int:
     """The bytes up to which tensors of a large checkpoint are minor: together no more than a 512th of it.
 
     To look for few distinct values in each takes longer than the rest, and saves a hundredth of a percent. Those that
-    are shared or pruned are still told.
+    are shared or pruned are still told where words are longer than a byte; of bytes, a table of frequencies tells.
 
     Args:
         entries: All tensors of the checkpoint.

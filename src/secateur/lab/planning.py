@@ -85,6 +85,8 @@ class PlannedTrial:
     settings: Table
     recipe: Recipe
     steps: tuple[PlannedStep, ...]
+    reshaped: str = ""
+    """What is said where the images have another shape in their files than the model is given."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,10 @@ class RunPlan:
     recipe: Recipe
     device: str
     trials: tuple[PlannedTrial, ...]
+
+    def reshaping(self) -> list[str]:
+        """As `reshaping` of the trials' recipes, from the data that planning has loaded: nothing is loaded again."""
+        return list(dict.fromkeys(trial.reshaped for trial in self.trials if trial.reshaped))
 
     def keys(self) -> list[str]:
         """The address of every distinct outcome, in the order of work."""
@@ -214,11 +220,15 @@ def reshaping(recipes: Iterable[Recipe]) -> list[str]:
         data, model = recipe.data, recipe.model
         place = (data.name, canonical(data.arguments()), model.name, canonical(model.options))
         if place not in found:
-            text = data_of(recipe).reshaped
-            asked = data.size is not None or data.channels is not None
-            why = "as the recipe asks" if asked else f"as {model.name} takes them"
-            found[place] = f"{data.name}: {text}, {why}" if text else ""
+            found[place] = _reshaped(recipe, data_of(recipe))
     return list(dict.fromkeys(line for line in found.values() if line))
+
+
+def _reshaped(recipe: Recipe, data: Data) -> str:
+    """The line about a recipe's data; empty where its images keep their shape."""
+    asked = recipe.data.size is not None or recipe.data.channels is not None
+    why = "as the recipe asks" if asked else f"as {recipe.model.name} takes them"
+    return f"{recipe.data.name}: {data.reshaped}, {why}" if data.reshaped else ""
 
 
 def _root(spec: ModelSpec, seed: int) -> str:
@@ -325,6 +335,7 @@ def plan_trial(
     steps: list[PlannedStep] = []
     for step in recipe.steps:
         _check(step, model, list(keys), recipe)
+        step.check_after([planned.step for planned in steps])
         surroundings: Table = {"data": data.fingerprint, "seed": recipe.lab.seed}
         if step.timed:
             surroundings |= {"device": device.partition(":")[0], "machine": fingerprint()}
@@ -335,7 +346,7 @@ def plan_trial(
         keys[step.label] = key
         if not step.timed:  # a timed step does not change the state
             parent = key
-    return PlannedTrial(index, settings or {}, recipe, tuple(steps))
+    return PlannedTrial(index, settings or {}, recipe, tuple(steps), _reshaped(recipe, data))
 
 
 def _check(step: Step, model: nn.Module, before: list[str], recipe: Recipe) -> None:

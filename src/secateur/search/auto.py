@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -48,6 +49,8 @@ from secateur.sensitivity.scan import Scan, ScanOptions, scan
 __all__ = ["Allotment", "AutoOptions", "AutoResult", "SpeedAttempt", "auto"]
 
 _DENSE, _TEST, _RESULT = "auto_dense", "dense", "result"
+_REFERENCES = ("against", "dense", "latent", "rewind", "rewind_rate", "scan", "start", "teacher")
+"""Options of steps, and of their budgets, that hold the label of an earlier step."""
 _ATTEMPTED = "auto_tried"  # the label is part of an outcome's address in the store
 _ALLOCATIONS = {"scan": "cut by the scan", "between": "half by the scan", "uniform": "all layers alike"}
 _CUT_FURTHER = "on"
@@ -232,14 +235,19 @@ def auto(
 def _apart(recipe: Recipe) -> Recipe:
     """The recipe, in which steps that measure have other labels than those of `auto` itself."""
     table = recipe.plain()
-    steps: list[RecipeStep] = [dict(step) for step in table["step"]]
+    steps: list[dict[str, Any]] = [dict(step) for step in table["step"]]
     taken = {step["label"] for step in steps if step["kind"] == "measure"} & {_TEST, _RESULT}
     if not taken:
         return recipe
     for step in steps:
-        step["label"] = f"recipe_{step['label']}" if step["label"] in taken else step["label"]
-        if step.get("against") in taken:
-            step["against"] = f"recipe_{step['against']}"
+        parts: list[dict[str, Any]] = [step]
+        if isinstance(step.get("budget"), dict):
+            step["budget"] = dict(step["budget"])
+            parts.append(step["budget"])
+        for part in parts:
+            for name in ("label", *_REFERENCES):
+                if isinstance(part.get(name), str) and part[name] in taken:
+                    part[name] = f"recipe_{part[name]}"
     return Recipe.of({**table, "step": steps}, source=recipe.name, allow_code=recipe.allowed_code)
 
 

@@ -15,7 +15,7 @@ A new kind is one new file with one class `NameStep`, and one test.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -134,6 +134,13 @@ class Step(Options):
         Args:
             model: The recipe's model as it is before the first step.
             before: Labels of the earlier steps.
+        """
+
+    def check_after(self, steps: Sequence[Step]) -> None:
+        """Refuse, before any work, what cannot follow these steps.
+
+        Args:
+            steps: The earlier steps, in order.
         """
 
     def refers(self) -> tuple[str, ...]:

@@ -9,12 +9,14 @@ layers cause how much error (`sc.error_shares`), and has each lose accordingly, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
+from secateur import budget, granularity
 from secateur.budget.per_layer import PerLayer
 from secateur.compensation.compensate import compensate
 from secateur.compensation.shares import error_shares
@@ -60,6 +62,31 @@ def _of_lines(mask: torch.Tensor) -> bool:
     return bool((flat == (flat.any(2).any(1)[:, None, None] & flat.any(2).any(0)[None, :, None])).all())
 
 
+_CUT = ("channel", "filter", "head", "head_size", "layer")
+"""Granularities of which a `shrink` step leaves no masks."""
+
+
+def _patterns(options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The options by which a step cuts more than single weights, each where its score says: their names and words.
+
+    >>> list(_patterns({"granularity": ["element", {"name": "kernel"}], "budget": {"name": "n_of_m", "n": 1}}))
+    [('granularity', 'kernel'), ('budget', 'n_of_m')]
+    >>> list(_patterns({"granularity": "element", "budget": 0.5, "sparsify": None}))
+    []
+    """
+    for name, plugins in (("granularity", granularity.registry), ("budget", budget.registry)):
+        value = options.get(name)
+        for one in value if isinstance(value, (list, tuple)) else (value,):
+            word = one.get("name") if isinstance(one, Mapping) else one
+            if not isinstance(word, str):
+                continue
+            word = plugins.aliases.get(word, word)
+            if (word != "element") if name == "granularity" else (word == "n_of_m"):
+                yield name, word
+    if isinstance(options.get("sparsify"), Mapping):
+        yield from _patterns(options["sparsify"])
+
+
 class CompensateStep(Step):
     """Refit the remaining weights by least squares, layer by layer, to reproduce the outputs of the dense model."""
 
@@ -92,6 +119,21 @@ class CompensateStep(Step):
         augmentation(self.augment)
         self._tuning()
         LeastSquares(self.damping, self.reselect)
+
+    def check_after(self, steps: Sequence[Step]) -> None:
+        """With `shares`, weights are chosen again one by one: refuse masks of a pattern, which would be lost."""
+        found: list[tuple[str, str, str]] = []
+        for step in steps if self.shares else ():
+            if step.kind() == "shrink":
+                found = [one for one in found if one[2] not in _CUT]
+            elif step.kind() != "scan":  # which leaves no masks
+                found += [(step.label, *one) for one in _patterns(step.model_dump())]
+        for label, name, word in found:
+            raise RecipeError(
+                f"step {self.label!r}: shares = true is for masks of single weights, which it chooses again: expected "
+                f"granularity 'element' and a budget without a pattern, got {name} {word!r} of step {label!r}; leave "
+                "shares out"
+            )
 
     def refers(self) -> tuple[str, ...]:
         """The step with the dense model."""
@@ -130,11 +172,13 @@ class CompensateStep(Step):
         first = compensate(
             dense, masks, self._images(work), skip=self.skip, solver=LeastSquares(self.damping, sums=False)
         )
-        shares = error_shares(dense, first, self._images(work, _PROBES), masks.sparsity)
+        lost = Masks({name: mask for name, mask in masks.items() if not bool(mask.all())}).sparsity
+        shares = error_shares(dense, first, self._images(work, _PROBES), lost)
         options = PruneOptions(only=list(shares), seed=work.seed)
-        return prune(
+        chosen = prune(
             dense, "wanda", budget=PerLayer(tuple(shares.items())), data=self._images(work), options=options
         )
+        return Masks({**masks, **chosen})  # with those of layers that lose nothing
 
     def run(self, state: State, work: Work) -> Result:
         """Compensate. Codebooks of earlier steps are dropped, because the weights change."""

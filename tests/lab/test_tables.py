@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.lab.tables import summary
+from secateur.report.reading import rows_of
+from secateur.report.variants import over_seeds
 
 GRID = {"prune.budget": (0.5, 0.9), "lab.seed": (0, 1)}
 
@@ -33,3 +35,38 @@ def test_one_seed_is_shown_trial_by_trial():
     head, rows = summary(measured(1), {"prune.budget": (0.5, 0.9), "lab.seed": (0,)})
     assert head == ["prune.budget", "lab.seed", "variant", "accuracy", "macs"]
     assert len(rows) == 4
+
+
+def test_a_seed_whose_trial_failed_is_said_to_be_missing():
+    """The last trial failed after its dense model was measured."""
+    found = [m for m in measured(2) if (m.context["trial"], m.context["variant"]) != (3, "small")]
+    _, rows = summary(Measurements(found), GRID)
+    assert [row[:3] for row in rows] == [
+        ["", "dense", "2"],
+        ["0.5", "small", "2"],
+        ["0.9", "small", "1 of 2"],
+    ]
+
+
+def test_two_criteria_with_the_same_numbers_keep_a_row_each():
+    rows = []
+    for trial, (criterion, seed) in enumerate((c, s) for c in ("l1", "l2") for s in (0, 1)):
+        at = {"trial": trial, "prune.criterion": criterion, "lab.seed": seed, "step": "measure"}
+        rows += [Measurement("macs", macs, "MAC", context={**at, "variant": variant})
+                 for variant, macs in (("dense", 100), ("small", 50))]  # fmt: skip
+    _, shown = summary(Measurements(rows), {"prune.criterion": ("l1", "l2"), "lab.seed": (0, 1)})
+    assert [row[:2] for row in shown] == [["", "dense"], ["l1", "small"], ["l2", "small"]]
+
+
+def test_terminal_and_report_have_the_same_interval_and_no_time_below_zero():
+    rows = []
+    for seed, (share, time) in enumerate([(0.5, 1.0), (1.0, 4.0)]):
+        at = {"trial": seed, "lab.seed": seed, "seed": seed, "variant": "small", "step": "measure"}
+        rows.append(Measurement("validation_accuracy", share, context=at))
+        rows.append(Measurement("latency", time, "ms", context=at))
+    _, ((_, _, accuracy, latency),) = summary(Measurements(rows), {"lab.seed": (0, 1)})
+    (row,) = over_seeds(rows_of(rows))
+    assert accuracy == "0.75 [0, 1]"
+    assert latency == "2.5 ms [0, 21.56]"
+    assert row.values["validation_accuracy"].spread == {"low": 0.0, "high": 1.0}
+    assert (row.values["latency"].spread["low"], round(row.values["latency"].spread["high"], 2)) == (0, 21.56)

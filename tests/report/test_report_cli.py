@@ -12,6 +12,7 @@ from secateur.cli.app import app
 from secateur.errors import StoreError
 from secateur.lab.engine import run
 from secateur.lab.recipe import Recipe
+from secateur.lab.reporting import pictures_of
 from secateur.lab.store import Store
 
 RECIPE = """
@@ -90,3 +91,23 @@ def test_the_page_opens_in_the_browser_when_asked(
     assert opened == []
     assert CliRunner().invoke(app, [*words, "--open"]).exit_code == 0
     assert opened == [(tmp_path / "index.html").as_uri()]
+
+
+def test_pictures_are_of_the_model_that_the_grid_sets(tmp_path: Path) -> None:
+    """The headline is the network that the recipe does not name."""
+    text = RECIPE.replace('granularity = "channel"', "").split("[[step]]")
+    recipe = (
+        "[[step]]".join(text[:4]) + '[[step]]\nkind = "measure"\nlabel = "small"\nwhat = ["params", "size"]\n'
+    )
+    store = Store(tmp_path)
+    run(Recipe.parse(recipe, source="r.toml", grid=["model.name=lenet-300-100,lenet5"]), store)
+    row = store.run("last")
+    trial = store.trials(row.id)[1]
+    assert trial["settings"] == {"model.name": "lenet5"}
+    undrawn: list[str] = []
+    steps = trial["steps"]
+    found = pictures_of(store, row.recipe, steps, undrawn, settings=trial["settings"])
+    assert undrawn == []
+    assert any(item.name == "weight_histogram" for item in found)
+    assert not pictures_of(store, row.recipe, steps, undrawn, settings={"model.name": "its:code"})
+    assert "--allow-code" in undrawn[0]

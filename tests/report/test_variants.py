@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -213,6 +214,79 @@ def test_runs_repeated_with_other_seeds_are_one() -> None:
     assert report.headline == headline(swept(near=False))
     assert report.title == "r #1 and r #2 and r #3"
     assert tiles(report.measurements) == tiles(swept(near=False))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"device": "cuda"},
+        {"hardware": {"cpu": "another"}},
+        {"versions": {"torch": "9"}},
+        {"versions": {"secateur": "9"}},
+    ],
+)
+def test_runs_of_other_machines_or_versions_are_no_seeds_of_each_other(other: dict[str, object]) -> None:
+    def at(number: int, seed: int, **changed: object) -> Run:
+        run = repeated(number, seed)
+        same = {
+            "device": "cpu",
+            "hardware": {"cpu": "one", "visible_gpus": str(seed)},
+            "versions": {"numpy": str(seed)},
+        }
+        return replace(run, provenance={**run.provenance, **same, **changed})
+
+    assert Report([at(1, 0), at(2, 1)]).headline.startswith("means over 2 seeds")
+    assert Report([at(1, 0), at(2, 1, **other)]).headline.startswith("r #1: ")
+
+
+def in_run(name: str, found: Measurements) -> list[M]:
+    return [replace(m, context={**m.context, "run": name}) for m in found]
+
+
+def test_a_run_of_one_seed_is_judged_beside_one_of_three() -> None:
+    found = Measurements([*in_run("three", swept()), *in_run("one", swept(seeds=(1,)))])
+    rows = [row for row in over_seeds(rows_of(found)) if row.run == "one"]
+    assert len(rows) == 3
+    assert len(settled(over_seeds(rows_of(found)))) == 3 + len(rows)
+    assert any(label.startswith("one · a · small") for label in comparison(found).head)
+
+
+def test_a_missing_seed_is_said() -> None:
+    """Of seed 0 the trial failed after its dense model was measured."""
+    found = Measurements(
+        m for m in swept(near=False) if (m.context["variant"], m.context["trial"]) != ("small", 0)
+    )
+    said = headline(found)
+    assert said.startswith("3 trials (1 setting, 3 seeds); ")
+    (seeds, *_), head = comparison(found).lines, comparison(found).head
+    assert dict(zip(head, seeds.cells)) == {"dense": ("3", 3.0), "small": ("2 of 3", 2.0)}
+    near = Measurements(m for m in swept() if (m.context["variant"], m.context["trial"]) != ("small", 3))
+    assert headline(near).endswith("(−0.50 points [−0.50, −0.50], 2 of 3 seeds)")
+    assert headline(near).startswith("6 trials (2 settings, 3 seeds each); ")
+
+
+def test_settings_are_counted_where_a_trial_gave_the_dense_model_alone() -> None:
+    found = Measurements(m for m in swept() if m.context["trial"] < 2 or m.context["trial"] == 3)
+    assert headline(found).startswith("3 trials (2 settings, 1 to 2 seeds each); ")
+
+
+def test_the_dense_model_of_one_other_seed_gives_no_interval() -> None:
+    rows = one(0, 0, "a", "dense", DENSE[0], 100)
+    rows += [m for seed in (1, 2) for m in one(seed, seed, "a", "small", SMALL[seed], 20)]
+    found = Measurements(rows)
+    row = next(row for row in over_seeds(rows_of(found)) if row.variant == "small")
+    change = change_of(row, "accuracy")
+    assert change is not None
+    assert change.mean == pytest.approx(-0.05)
+    assert math.isnan(change.half)
+    line = next(line for line in comparison(found).lines if line.name == "change of accuracy")
+    assert line.definition == (
+        "difference of the mean from the dense model, which has no such seed, so that there is no interval"
+    )
+    assert [text for text, _ in line.cells] == ["", "−5.00 points"]
+    assert "of the same seed" in next(
+        line.definition for line in comparison(swept()).lines if line.name == "change of accuracy"
+    )
 
 
 def test_runs_of_other_recipes_or_of_the_same_seed_stay_apart() -> None:

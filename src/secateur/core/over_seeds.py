@@ -17,9 +17,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-__all__ = ["SeedMean", "is_seed", "mean_over_seeds", "paired", "seed_of", "seeds_text"]
+__all__ = [
+    "SeedMean",
+    "interval_of",
+    "is_seed",
+    "is_share",
+    "mean_over_seeds",
+    "paired",
+    "seed_of",
+    "seeds_text",
+]
 
 _Seed = TypeVar("_Seed")
+_SHARES = ("accuracy", "top1", "sparsity")
+_NEVER_BELOW_ZERO = ("s", "ms", "us", "x", "bytes", "MAC")  # units of times, ratios and counts
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,38 @@ def mean_over_seeds(values: Sequence[float]) -> SeedMean:
 
     factor = float(stats.t.ppf(0.975, len(own) - 1))
     return SeedMean(mean, factor * statistics.stdev(own) / math.sqrt(len(own)), own)
+
+
+def is_share(name: str) -> bool:
+    """Whether a measured number is a share, which is written in per cent.
+
+    Args:
+        name: The measure.
+
+    >>> is_share("accuracy"), is_share("mask_sparsity"), is_share("macs")
+    (True, True, False)
+    """
+    return any(name == word or name.endswith(f"_{word}") for word in _SHARES)
+
+
+def interval_of(over: SeedMean, name: str, unit: str = "") -> tuple[float, float]:
+    """The ends of the 95 % interval of a measure, within what it can be: a share within 0 and 1, a time not below 0.
+
+    Args:
+        over: The mean of the measure.
+        name: The measure; one given in per cent is no share.
+        unit: Its unit.
+
+    >>> wide = mean_over_seeds([0.5, 1])  # 0.75 ± 3.18
+    >>> interval_of(wide, "top1"), [round(end, 2) for end in interval_of(wide, "latency", "ms")]
+    ((0.0, 1.0), [0.0, 3.93])
+    >>> [round(end, 2) for end in interval_of(wide, "score")]
+    [-2.43, 3.93]
+    """
+    share = is_share(name) and all(0 <= value <= 1 for value in over.values)
+    positive = unit in _NEVER_BELOW_ZERO and all(value >= 0 for value in over.values)
+    low = max(over.low, 0.0) if share or positive else over.low
+    return low, min(over.high, 1.0) if share else over.high
 
 
 def paired(ours: Mapping[_Seed, float], theirs: Mapping[_Seed, float]) -> list[tuple[float, float]]:

@@ -26,7 +26,7 @@ from secateur.lab.planning import builder, data_of, reshaping
 from secateur.lab.recipe import Recipe
 from secateur.lab.state import State, revive
 from secateur.lab.store import Store
-from secateur.lab.trust import AllowCode
+from secateur.lab.trust import AllowCode, refuse_code
 from secateur.metrics import measure
 from secateur.report.run import Run
 from secateur.report.variants import result_trials
@@ -64,7 +64,8 @@ def gather(
         done = [trial for trial in trials if trial["status"] == "done"]
         first = next((trial for trial in done if trial["trial"] in about_trials), next(iter(done), None))
         steps = _worth_showing(first["steps"]) if first is not None else []
-        drawn = pictures_of(store, row.recipe, steps, undrawn, allow_code) if steps else Measurements()
+        set_ = first["settings"] if first is not None else {}
+        drawn = pictures_of(store, row.recipe, steps, undrawn, allow_code, set_) if steps else Measurements()
         found = found + drawn.within({"run": row.id, "trial": first["trial"] if first is not None else 0})
     failures = tuple(
         f"trial {t['trial'] + 1}: {t['error'] or 'failed'}".strip() for t in trials if t["status"] == "failed"
@@ -122,6 +123,7 @@ def pictures_of(
     steps: Iterable[Mapping[str, Any]],
     undrawn: list[str],
     allow_code: AllowCode = False,
+    settings: Mapping[str, Any] | None = None,
 ) -> Measurements:
     """Histograms, widths, drawings and file accounts of the states after some steps.
 
@@ -133,12 +135,13 @@ def pictures_of(
         steps: `label` and `key` of each step.
         undrawn: What cannot be drawn, and why, is added here.
         allow_code: As in `gather`.
+        settings: What the grid sets in the trial that the steps are of; its model may be another than the recipe's.
 
     Returns:
         The measurements.
     """
     try:
-        whole = Recipe.of(dict(recipe), allow_code=allow_code)
+        whole = _of_trial(recipe, settings or {}, allow_code)
         build = builder(whole)
         example = _example(whole, build)
     except Exception as error:  # the user's own code may raise anything
@@ -161,6 +164,16 @@ def pictures_of(
             except Exception as error:
                 undrawn.append(f"{draw.__name__.strip('_')} of {step['label']}: {error}")
     return Measurements(found)
+
+
+def _of_trial(recipe: Mapping[str, Any], settings: Mapping[str, Any], allow_code: AllowCode) -> Recipe:
+    """The recipe of one trial. The store names its settings, so they may name code only where that is allowed."""
+    whole = Recipe.of(dict(recipe), allow_code=allow_code)
+    if not settings:
+        return whole
+    tried = {**recipe, "grid": {key: [value] for key, value in settings.items()}}
+    refuse_code(tried, allow_code is True or frozenset(allow_code or ()), whole.name)
+    return whole.with_settings(settings)
 
 
 def _structure(state: State, example: torch.Tensor | None, first: bool) -> Measurements:

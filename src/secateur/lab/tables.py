@@ -16,10 +16,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from secateur.core.measurement import Measurement, Measurements
-from secateur.core.over_seeds import mean_over_seeds
+from secateur.core.over_seeds import interval_of, mean_over_seeds
 from secateur.errors import NothingToDoError, OptionError, StoreError
 from secateur.lab.objects import atomic_write
 from secateur.lab.outcomes import Table
@@ -63,7 +63,8 @@ def summary(
 ) -> tuple[list[str], list[list[str]]]:
     """A table: one row per trial and variant, one column per axis of the grid and per measured name.
 
-    Trials that differ by the seed alone are one row: the means, with the 95 % interval of Student's t.
+    Trials that differ by the seed alone are one row: the means, with the 95 % interval of Student's t, and the number
+    of seeds, as "2 of 3" where some failed or are not done.
 
     Args:
         measurements: Those of a run.
@@ -76,18 +77,18 @@ def summary(
     names = list(dict.fromkeys(name for row in found.values() for name in row))
     seeded = has_seeds(grid)
     axes = [axis for axis in grid or {} if not (seeded and axis == "lab.seed")]
-    groups: dict[tuple[str, ...], list[dict[str, Measurement]]] = {}
+    groups: _Groups = {}
     for (trial, variant), row in found.items():
         context = next(iter(row.values())).context
         settings = [_short(context.get(axis, "")) for axis in axes]
         groups.setdefault((*settings, variant, "" if seeded else str(trial)), []).append(row)
+    asked = len((grid or {}).get("lab.seed", ()))
     rows = []
-    for (*settings, variant, _), several in groups.items():
+    for (*settings, variant, _), several in (_dense_once(groups) if seeded else groups).items():
         own = {name: [row[name] for row in several if name in row] for name in names}
         cells = [_mean(items).text() if items else "" for items in own.values()]
-        rows.append([*settings, variant, *([str(len(several))] if seeded else []), *cells])
-    if seeded:
-        rows = _once(rows, len(axes))
+        seeds = str(len(several)) if len(several) >= asked else f"{len(several)} of {asked}"
+        rows.append([*settings, variant, *([seeds] if seeded else []), *cells])
     return [*axes, "variant", *(["seeds"] if seeded else []), *names], rows
 
 
@@ -108,23 +109,33 @@ def _mean(items: Sequence[Measurement]) -> Measurement:
     if len({float(item.value) for item in items}) == 1:
         return items[0]
     over = mean_over_seeds([float(item.value) for item in items])
-    low, high = over.low, over.high
-    if items[0].name in ("accuracy", "top1") and all(0 <= value <= 1 for value in over.values):
-        low, high = max(low, 0.0), min(high, 1.0)
+    low, high = interval_of(over, items[0].name, items[0].unit)
     spread = {} if math.isnan(over.half) else {"low": low, "high": high}
     return replace(items[0], value=over.mean, spread=spread, per_layer={}, trials=over.values)
 
 
-def _once(rows: list[list[str]], axes: int) -> list[list[str]]:
-    """A variant on which no axis has any effect, such as the dense model, in one row, without settings."""
-    found: list[list[str]] = []
-    for row in rows:
-        alike = [other for other in rows if other[axes] == row[axes]]
-        if len(alike) > 1 and all(other[axes:] == row[axes:] for other in alike):
-            if row is alike[0]:
-                found.append([*([""] * axes), *row[axes:]])
-        else:
-            found.append(row)
+_Groups: TypeAlias = dict[tuple[str, ...], list[dict[str, Measurement]]]
+
+
+def _dense_once(groups: _Groups) -> _Groups:
+    """The dense model in one row without settings, where no axis changes it: all numbers but times are the same.
+
+    Another variant stays, whatever its numbers: two criteria may well leave as many multiply-accumulates.
+    """
+    numbers = [
+        [
+            {name: str(item.value) for name, item in row.items() if item.unit not in ("s", "ms")}
+            for row in rows
+        ]
+        for (*_, variant, _), rows in groups.items()
+        if variant == "dense"
+    ]
+    if len(numbers) < 2 or any(own != numbers[0] for own in numbers):
+        return groups
+    found: _Groups = {}
+    for (*settings, variant, trial), rows in groups.items():
+        blank = ("",) * len(settings)
+        found.setdefault((*(blank if variant == "dense" else settings), variant, trial), rows)
     return found
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import altair as alt
 
 from secateur.core.measurement import Measurement, Measurements
-from secateur.core.over_seeds import is_seed, seed_of
+from secateur.core.over_seeds import is_seed, is_share, seed_of
 from secateur.report.forms import FORMS, is_plain
 
 __all__ = [
@@ -49,7 +49,6 @@ QUALITIES = ("accuracy", "top1", "validation_accuracy", "score", "loss", "total_
 LOWER = frozenset({"loss", "total_loss"})
 """Those of which lower is better."""
 
-_SHARES = ("accuracy", "top1", "sparsity")
 _NO_SETTING = {
     "run",
     "trial",
@@ -65,15 +64,6 @@ _NO_SETTING = {
     "batch",
     "part",
 }
-
-
-def is_share(name: str) -> bool:
-    """Whether a measured number is a share, which is written in per cent.
-
-    >>> is_share("accuracy"), is_share("mask_sparsity"), is_share("macs")
-    (True, True, False)
-    """
-    return any(name == word or name.endswith(f"_{word}") for word in _SHARES)
 
 
 def _is_sparsity(key: str) -> bool:
@@ -111,6 +101,8 @@ class VariantRow:
     other, as for the dense variant."""
     members: tuple[VariantRow, ...] = field(default=(), repr=False, compare=False)
     """The trials that it is the mean of; empty for one trial."""
+    of_seeds: int = 1
+    """How many seeds its run has, of which some may be missing here."""
 
     def number(self, name: str) -> float | None:
         """A measured value, None where there is none or it diverged."""

@@ -23,14 +23,17 @@ __all__ = ["joined"]
 
 
 def joined(runs: Sequence[Run]) -> Measurements:
-    """What the runs measured; of those whose recipes differ in `lab.seed` alone as of one, with trials numbered on.
+    """What the runs measured; of those that differ in `lab.seed` alone as of one, with trials numbered on.
+
+    Runs on another device, on other hardware, or with another version of secateur or torch stay apart: their times and
+    numbers are no seeds of each other.
 
     Args:
         runs: The runs of a report, each of a name of its own.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(_recipe(run), []).append(run)
+        groups.setdefault(_conditions(run), []).append(run)
     found: list[Measurement] = []
     for group in groups.values():
         together = len(group) > 1 and _other_seeds(group)
@@ -38,13 +41,17 @@ def joined(runs: Sequence[Run]) -> Measurements:
     return Measurements(found)
 
 
-def _recipe(run: Run) -> str:
-    """A run's recipe without its seed; of a run without one its name, which no other has."""
+def _conditions(run: Run) -> str:
+    """A run's recipe without its seed, with its device, hardware and versions; of a run without a recipe its name,
+    which no other has."""
     recipe = run.provenance.get("recipe")
     if not isinstance(recipe, dict):
         return run.name
     lab = {key: value for key, value in (recipe.get("lab") or {}).items() if key != "seed"}
-    return json.dumps({**recipe, "lab": lab}, sort_keys=True, default=str)
+    hardware, versions = (dict(run.provenance.get(key) or {}) for key in ("hardware", "versions"))
+    hardware.pop("visible_gpus", None)  # which of the machine's it was told to use
+    own = [run.provenance.get("device"), hardware, versions.get("secateur"), versions.get("torch")]
+    return json.dumps([{**recipe, "lab": lab}, *own], sort_keys=True, default=str)
 
 
 def _other_seeds(group: Sequence[Run]) -> bool:

@@ -14,12 +14,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from secateur.core.measurement import Measurement, Measurements
-from secateur.core.over_seeds import SeedMean
+from secateur.core.over_seeds import SeedMean, is_seed
 from secateur.report.charts.pareto import front
 from secateur.report.reading import (
     LOWER,
     QUALITIES,
     VariantRow,
+    as_text,
     is_share,
     quality_of,
     result_of,
@@ -29,6 +30,7 @@ from secateur.report.variants import (
     change_of,
     comparable,
     cost_of,
+    is_paired,
     over_seeds,
     seeds_of,
     settled,
@@ -193,7 +195,7 @@ def _quality_tile(base: VariantRow, last: VariantRow, unknown: str) -> Tile | No
     before, after = (row.number(quality) if quality else None for row in (base, last))
     if quality is None or after is None:
         return None
-    name = quality if seeds_of(last) == 1 else f"{quality}, mean of {seeds_of(last)} seeds"
+    name = quality if seeds_of(last) == 1 else f"{quality}, mean of {_seeds(last)} seeds"
     if before is None:
         return Tile(name, number(after, quality), unknown)
     change = _by(quality, before, after, change_of(last, quality))
@@ -315,7 +317,7 @@ def _of_seeds(rows: Sequence[VariantRow]) -> list[Line]:
     column is of several."""
     if all(seeds_of(row) == 1 for row in rows):
         return []
-    count = tuple((str(seeds_of(row)), float(seeds_of(row))) for row in rows)
+    count = tuple((_seeds(row), float(seeds_of(row))) for row in rows)
     found = [
         Line("seeds", "how many trials, which differ only by their seed, a column is the mean of", count)
     ]
@@ -332,12 +334,29 @@ def _of_seeds(rows: Sequence[VariantRow]) -> list[Line]:
         else:
             cells.append((_by(quality, base, after, over), over.mean))
     ends = [None if one is None or math.isnan(one.half) else (one.low, one.high) for one in changes]
-    named = dict.fromkeys(_called(row.reference) for row in rows if row.reference is not None)
-    text = (
-        f"mean over the seeds of the difference from {' or '.join(named)} of the same seed, with the 95 % interval of "
-        "Student's t"
-    )
+    text = _how_compared([row for row, over in zip(rows, changes) if over is not None])
     return [*found, Line(f"change of {quality}", text, tuple(cells), tuple(ends))]
+
+
+def _how_compared(rows: Sequence[VariantRow]) -> str:
+    """What the differences of some rows are: seed by seed where each was compared with one of its own seed."""
+
+    def named(some: Sequence[VariantRow]) -> str:
+        return " or ".join(dict.fromkeys(_called(row.reference) for row in some if row.reference is not None))
+
+    same, other = [row for row in rows if is_paired(row)], [row for row in rows if not is_paired(row)]
+    texts = []
+    if same:
+        texts.append(
+            f"mean over the seeds of the difference from {named(same)} of the same seed, with the 95 % interval of "
+            "Student's t"
+        )
+    if other:
+        texts.append(
+            f"difference of the mean from {named(other)}, which has no such seed, so that there is no interval"
+            + (f": {', '.join(row.label for row in other)}" if same else "")
+        )
+    return "; ".join(texts)
 
 
 def _smaller(rows: list[VariantRow]) -> list[Line]:
@@ -361,7 +380,6 @@ def headline(measurements: Measurements) -> str:
     """The result in one line: dense against the best variant; of several seeds by their mean."""
     every = rows_of(measurements)
     rows = over_seeds(every)
-    trials = {(row.run, row.trial) for row in every}
     runs = list(dict.fromkeys(row.run for row in rows))
     if not rows:
         return "nothing was measured"
@@ -372,23 +390,47 @@ def headline(measurements: Measurements) -> str:
         )
         return " — ".join(f"{run}: {text}" for run, text in zip(runs, ours))
     if len({row.trial for row in rows}) > 1:
-        return _best_of(rows, _counted(rows, len(trials)))
+        return _best_of(rows, _counted(every))
     last = result_of(rows)
     text = _alone(last) if last.reference is None else _difference(last.reference, last)
-    return text if seeds_of(last) == 1 else f"means over {seeds_of(last)} seeds: {text}"
+    return text if seeds_of(last) == 1 else f"means over {_seeds(last)} seeds: {text}"
 
 
-def _counted(rows: Sequence[VariantRow], trials: int) -> str:
-    """How many trials there were, and of how many settings with how many seeds."""
-    settings: dict[int, int] = {}
-    for row in rows:
-        if row.variant != "dense":
-            settings[row.trial] = max(settings.get(row.trial, 0), seeds_of(row))
-    most, least = max(settings.values(), default=1), min(settings.values(), default=1)
-    if most == 1:
-        return f"{trials:,} trials"
-    seeds = f"{most} seeds" if most == least else f"{least} to {most} seeds"
-    return f"{trials:,} trials ({len(settings):,} settings, {seeds} each)"
+def _seeds(row: VariantRow) -> str:
+    """How many seeds a row is the mean of, as "2 of 3" where its run has others too: those failed, or are not done."""
+    return str(seeds_of(row)) if row.of_seeds <= seeds_of(row) else f"{seeds_of(row)} of {row.of_seeds}"
+
+
+def _counted(every: Sequence[VariantRow]) -> str:
+    """How many trials there were, and of how many settings with how many seeds.
+
+    Args:
+        every: The rows of the trials.
+    """
+    trials: dict[int, tuple[str, dict[str, object]]] = {}
+    for row in every:
+        own = trials.setdefault(row.trial, (str(row.seed), {}))[1]
+        own.update((key, as_text(value)) for key, value in row.settings.items() if not is_seed(key))
+    seeds: dict[object, set[str]] = {}
+    for seed, settings in trials.values():
+        seeds.setdefault(tuple(sorted(settings.items())), set()).add(seed)
+    text = _of(len(trials), "trial")
+    counts = sorted(len(own) for own in seeds.values())
+    if counts[-1] == 1:
+        return text
+    each = _of(counts[-1], "seed")
+    if len(counts) > 1:
+        each = (each if counts[0] == counts[-1] else f"{counts[0]} to {each}") + " each"
+    return f"{text} ({_of(len(counts), 'setting')}, {each})"
+
+
+def _of(count: int, what: str) -> str:
+    """A count with its noun.
+
+    >>> _of(1, "trial"), _of(1200, "trial")
+    ('1 trial', '1,200 trials')
+    """
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _alone(row: VariantRow) -> str:
@@ -483,5 +525,5 @@ def _judged(base: VariantRow, small: VariantRow) -> tuple[list[str], str]:
         missing = f"; the {quality} of {_called(base)} was not measured: add a measure step after it"
         return [f"{quality} of {_called(small)} {number(after, quality)}"], missing
     by = _by(quality, before, after, change_of(small, quality))
-    by += f", {seeds_of(small)} seeds" if seeds_of(small) > 1 else ""
+    by += f", {_seeds(small)} seeds" if seeds_of(small) > 1 else ""
     return [f"{quality} {number(before, quality)} → {number(after, quality)} ({by})"], ""

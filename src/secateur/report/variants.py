@@ -16,12 +16,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from secateur.core.measurement import Measurement
-from secateur.core.over_seeds import SeedMean, is_seed, mean_over_seeds, paired
+from secateur.core.over_seeds import SeedMean, interval_of, is_seed, mean_over_seeds, paired
 from secateur.report.reading import (
     LOWER,
     VariantRow,
     as_text,
-    is_share,
     quality_of,
     result_of,
     rows_of,
@@ -31,6 +30,7 @@ __all__ = [
     "change_of",
     "comparable",
     "cost_of",
+    "is_paired",
     "of_one_trial",
     "over_seeds",
     "result_trials",
@@ -57,11 +57,15 @@ def over_seeds(rows: Sequence[VariantRow]) -> list[VariantRow]:
     groups = _groups(rows)
     if all(len(group) == 1 for group in groups):
         return list(rows)
+    seeds: dict[str, set[str]] = {}
+    for row in rows:
+        seeds.setdefault(row.run, set()).add(str(row.seed))
     found: list[VariantRow] = []
     known: dict[tuple[int, ...], VariantRow] = {}
     alike: dict[object, VariantRow] = {}
     for group in groups:
         row = _mean_row(group)
+        row.of_seeds = len(seeds[row.run])
         if row.variant == "dense":
             row = alike.setdefault((row.run, _numbers(group)), row)
         known[tuple(id(member) for member in group)] = row
@@ -136,9 +140,7 @@ def _mean(items: Sequence[Measurement]) -> Measurement:
         lost = [str(item.context.get("seed", "")) for item in items if math.isnan(item.value)]
         notes = (*notes, f"diverged with {len(lost)} of {len(items)} seeds")
     else:
-        shares = is_share(first.name) and all(0 <= value <= 1 for value in over.values)
-        ends = (max(over.low, 0.0), min(over.high, 1.0)) if shares else (over.low, over.high)
-        spread = dict(zip(("low", "high"), ends))
+        spread = dict(zip(("low", "high"), interval_of(over, first.name, first.unit)))
     text = f"mean over {len(items)} seeds, with the 95 % interval of Student's t"
     return Measurement(
         first.name,
@@ -160,7 +162,8 @@ def change_of(row: VariantRow, name: str) -> SeedMean | None:
         name: The measure.
 
     Returns:
-        The mean difference; None where either was not measured, or diverged.
+        The mean difference, without an interval where what a row is compared with is of another seed; None where either
+        was not measured, or diverged.
     """
     ours, theirs = {}, {}
     for member in row.members or (row,):
@@ -172,16 +175,31 @@ def change_of(row: VariantRow, name: str) -> SeedMean | None:
         if base is not None:
             theirs[str(member.seed)] = base
     pairs = paired(ours, theirs)
-    return mean_over_seeds([value - base for value, base in pairs]) if pairs else None
+    if not pairs:
+        return None
+    over = mean_over_seeds([value - base for value, base in pairs])
+    return over if is_paired(row) else replace(over, half=math.nan)
+
+
+def is_paired(row: VariantRow) -> bool:
+    """Whether each trial of a row is compared with one of its own seed.
+
+    Args:
+        row: A row of `over_seeds`.
+    """
+    references = [(member.seed, member.reference) for member in row.members or (row,)]
+    return all(other is None or str(other.seed) == str(seed) for seed, other in references)
 
 
 def settled(rows: Sequence[VariantRow]) -> list[VariantRow]:
-    """The rows of more than half as many seeds as the most have, and the dense ones.
+    """The rows of more than half as many seeds as the most of their run have, and the dense ones.
 
     One lucky trial, the others of which failed or have not run yet, is not judged beside means.
     """
-    most = max((seeds_of(row) for row in rows), default=1)
-    return [row for row in rows if row.variant == "dense" or 2 * seeds_of(row) > most]
+    most: dict[str, int] = {}
+    for row in rows:
+        most[row.run] = max(most.get(row.run, 1), seeds_of(row))
+    return [row for row in rows if row.variant == "dense" or 2 * seeds_of(row) > most[row.run]]
 
 
 def cost_of(row: VariantRow) -> float | None:

@@ -210,7 +210,7 @@ def test_runs_show_export_and_gc(secateur):
         (
             ["measure", "resnet20", "--input", "1,4,8,8"],
             2,
-            "'resnet20' fails on an input of --input 1,4,8,8 (Run",
+            "'resnet20' fails on an input of shape 1,4,8,8 (Run",
         ),
         (
             ["export", "resnet20", "--out", "x.foo"],

@@ -75,6 +75,7 @@ def test_the_table_fits_its_terminal_and_ctrl_c_leaves_everything_resumable(tmp_
     (tmp_path / "r.toml").write_text(TEXT)
     code, shown = on_a_terminal(tmp_path, width, r"epoch \d{2,}/2000")
     lines = rows(shown)
+    assert lines.pop(0) == "digits: images of 1x8x8 are given as 1x28x28, as lenet-300-100 takes them"
     assert code == 130, lines[-5:]
     drawn = [
         line for line in lines[2:] if not line.startswith("error: ")

@@ -113,6 +113,8 @@ def _hf(name: str, options: dict[str, object]) -> nn.Module:
             f"model 'hf/{name}': auto_class: expected a class of transformers such as AutoModelForImageClassification, "
             f"got {word!r}"
         )
+    if word is None and "num_labels" in options:
+        word = classifying  # whatever task the checkpoint is of
     # Never left open: transformers would ask on the terminal whether to run the code that a checkpoint brings.
     trusted = bool(options.pop("trust_remote_code", False))
     trust = {"trust_remote_code": trusted}
@@ -127,22 +129,16 @@ def _hf(name: str, options: dict[str, object]) -> nn.Module:
             _refuse_adapter(name, options)
         if architecture:
             config = transformers.AutoConfig.for_model(name, **options)
-            return _class(transformers, word or _classes(options), config, name, trusted=False).from_config(
-                config
-            )
+            return _class(transformers, word, config, name, trusted=False).from_config(config)
         if pretrained is False:
             config = _config(transformers, name, trusted, options)
             check_attention(config, f"model 'hf/{name}'")
-            return _class(transformers, word or _classes(options), config, name, trusted).from_config(
-                config, **trust
-            )
+            return _class(transformers, word, config, name, trusted).from_config(config, **trust)
         where = {key: options[key] for key in _WHERE if key in options}
         config = _config(transformers, name, trusted, where)
         if "attn_implementation" not in options and not trusted:
             check_attention(config, f"model 'hf/{name}'")
-        return _class(transformers, word or _classes(options), config, name, trusted).from_pretrained(
-            name, **trust, **options
-        )
+        return _class(transformers, word, config, name, trusted).from_pretrained(name, **trust, **options)
     except ImportError as error:
         raise MissingExtraError(
             f"model 'hf/{name}': transformers could not import what it needs ({str(error).splitlines()[0]}); "
@@ -155,11 +151,6 @@ def _hf(name: str, options: dict[str, object]) -> nn.Module:
             "give a local folder, a name that is in the cache, or an architecture: "
             f"{near(name, transformers.CONFIG_MAPPING)}"
         ) from error
-
-
-def _classes(options: dict[str, object]) -> object:
-    """`classifying` where a number of classes is asked for, whatever task the checkpoint is of."""
-    return classifying if "num_labels" in options else None
 
 
 def _config(transformers: Any, name: str, trusted: bool, options: Mapping[str, object]) -> Any:
@@ -175,7 +166,9 @@ def _config(transformers: Any, name: str, trusted: bool, options: Mapping[str, o
 
 
 def _class(transformers: Any, word: object, config: Any, name: str, trusted: bool) -> Any:
-    """The AutoModel class: the one asked for, else the one that builds what the configuration is of."""
+    """The AutoModel class: the one asked for, or a classifier of that kind (`classifying`), else the one that builds
+    what the configuration is of.
+    """
     if word is classifying:
         return getattr(transformers, classifying(config, f"model 'hf/{name}'"))
     if word is not None:

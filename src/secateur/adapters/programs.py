@@ -152,9 +152,10 @@ def _with_free_axes(
             dynamic_shapes=dimensions[0] if args else dimensions[1],
             strict=False,
         )
+        made = program.module()
         for own_args, own_kwargs in others:
-            program.module()(*own_args, **own_kwargs)  # an axis that was specialised refuses another size
-        if not _holds_far_away(model, program, given, free):
+            made(*own_args, **own_kwargs)  # an axis that was specialised refuses another size
+        if not _holds_far_away(model, made, given, free):
             return None
     except Exception as error:  # the model's code may raise anything
         raise_if_out_of_memory(error)
@@ -162,11 +163,9 @@ def _with_free_axes(
     return program
 
 
-def _holds_far_away(
-    model: nn.Module, program: torch.export.ExportedProgram, given: Any, free: tuple[str, ...]
-) -> bool:
-    """Whether a program takes much larger sizes that the model takes: a forward that branches on a size has one of its
-    branches in the program, which a file would compute for every size. Nothing is computed for it.
+def _holds_far_away(model: nn.Module, made: Callable[..., object], given: Any, free: tuple[str, ...]) -> bool:
+    """Whether a program's module takes much larger sizes that the model takes: a forward that branches on a size has
+    one of its branches in the program, which a file would compute for every size. Nothing is computed for it.
     """
     sizes: list[Callable[[torch.Tensor], torch.Tensor]] = [lambda tensor: _repeated(tensor, 0, 17)]
     if "length" in free:
@@ -176,9 +175,8 @@ def _holds_far_away(
         ]
     for size in sizes:
         with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-            found = map_tensors(functools.partial(_faked, fake, size), given)
-            args, kwargs = found
-            if _runs(model, args, kwargs) and not _runs(program.module(), args, kwargs):
+            args, kwargs = map_tensors(functools.partial(_faked, fake, size), given)
+            if _runs(model, args, kwargs) and not _runs(made, args, kwargs):
                 return False
     return True
 

@@ -22,12 +22,12 @@ _SPELT = {
     "SPEECH_SEQ2_SEQ": "SPEECH_SEQ_2_SEQ",
     "PRE_TRAINING": "PRETRAINING",
 }
-# A configuration alone does not say the task; the first of these that knows its kind of model is taken.
 _CLASSIFY = (
     "AutoModelForImageClassification",
     "AutoModelForSequenceClassification",
     "AutoModelForAudioClassification",
 )
+# A configuration alone does not say the task; the first of these that knows its kind of model is taken.
 _TASKS = (
     "AutoModelForImageClassification",
     "AutoModelForSeq2SeqLM",

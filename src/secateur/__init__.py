@@ -95,6 +95,9 @@ if TYPE_CHECKING:
     from secateur.search.auto import AutoOptions as AutoOptions
     from secateur.search.auto import AutoResult as AutoResult
     from secateur.search.auto import auto as auto
+    from secateur.search.compress import compress as compress
+    from secateur.search.compressed import Compressed as Compressed
+    from secateur.search.compressed import CompressOptions as CompressOptions
     from secateur.search.smallest import SmallestOptions as SmallestOptions
     from secateur.search.smallest import SmallestResult as SmallestResult
     from secateur.search.smallest import smallest as smallest
@@ -206,6 +209,9 @@ _NAMES = {
     "two_of_four": "secateur.adapters.two_of_four",
     "auto": "secateur.search.auto",
     "AutoOptions": "secateur.search.auto",
+    "compress": "secateur.search.compress",
+    "CompressOptions": "secateur.search.compressed",
+    "Compressed": "secateur.search.compressed",
     "AutoResult": "secateur.search.auto",
     "smallest": "secateur.search.smallest",
     "SmallestOptions": "secateur.search.smallest",

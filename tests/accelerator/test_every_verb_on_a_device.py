@@ -113,6 +113,9 @@ ON_DEVICE: dict[str, Callable[[nn.Module, torch.Tensor, Batches], object]] = {
     "error_shares": lambda m, x, d: sc.error_shares(
         m, sc.compensate(m, channels(m, x), [i for i, _ in d]), [i for i, _ in d], 0.4
     ),
+    "compress": lambda m, x, d: numbers(
+        sc.compress(m, x, correct(d), lost=1e9, options=sc.CompressOptions(attempts=1)).model
+    ),
     "explain": lambda m, x, d: str(sc.explain(m, x)),
     "factorise": lambda m, x, d: [
         p.shape for p in sc.factorise(m, 0.5, x, data=[i for i, _ in d]).model.parameters()

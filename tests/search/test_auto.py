@@ -62,7 +62,15 @@ def test_the_search_halves_while_it_holds_and_comes_half_way_back():
 
 
 def test_no_attempt_that_holds_is_an_error_that_says_how_near_it_came(recipe, tmp_path, monkeypatch):
-    baseline = Baseline("auto", recipe, {}, Store(tmp_path / "runs"), None, 0.9, 0.89)
+    baseline = Baseline(
+        verb="auto",
+        recipe=recipe,
+        table={},
+        store=Store(tmp_path / "runs"),
+        ran=None,
+        accuracy=0.9,
+        limit=0.89,
+    )
     _, done = walk(["uniform"], 2, lambda proposal: False)
     with pytest.raises(
         BudgetNotMetError, match=r"auto: none of 2 attempts held 0\.8900 .* nearest came to 0\.3000\. Try"

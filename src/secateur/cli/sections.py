@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 __all__ = ["SECTIONS", "Sections"]
 
 SECTIONS = (
-    ("A model", ("explain", "shrink", "measure", "scan", "factorise", "export", "serve-check")),
+    ("A model", ("explain", "shrink", "compress", "measure", "scan", "factorise", "export", "serve-check")),
     ("Files", ("pack", "unpack", "inspect")),
     ("Checkpoints larger than memory", ("prune", "share", "compensate")),
     ("Recipes", ("demo", "run", "sweep", "compare", "search", "auto", "smallest", "study")),

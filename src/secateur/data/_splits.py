@@ -16,7 +16,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -369,6 +369,17 @@ class Split:
         if count is None or count >= len(self):
             return self
         return Split(Subset(self.source, torch.arange(count)), self.mean, self.std)
+
+    def halves(self) -> tuple[Split, Split]:
+        """Every second image as one split, beginning with the first, and the others as another.
+
+        >>> whole = Split(ImageMemory(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), torch.arange(5)), (0.0,), (1.0,))
+        >>> [half.labels.tolist() for half in whole.halves()]
+        [[0, 2, 4], [1, 3]]
+        """
+        parts = (Subset(self.source, torch.arange(first, len(self), 2)) for first in (0, 1))
+        even, odd = (replace(self, source=part) for part in parts)
+        return even, odd
 
     def per_class(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The first `count` images of every class, as one batch in the split's order (SNIP and GraSP take ten).

@@ -13,6 +13,8 @@ Files, in reading order:
 
 - `frame`: the parts of every search: baseline, loop over attempts, choice of the next share, result.
 - `auto`: the strategy of `sc.auto`: cut channels (or weights), retrain, halve or go half way back.
+- `compress`: the strategy of `sc.compress`, for a trained model in Python without a recipe; `compressed`: what it is
+  asked and what it gives.
 - `smallest`: the strategy of `sc.smallest`: train for a number of bytes, halve it or go half way back; `size_settings`:
   what it starts from, and what an attempt is made with.
 
@@ -24,6 +26,8 @@ Searches over arbitrary recipe values with Optuna are in `secateur.lab.searching
 """
 
 from secateur.search.auto import AutoOptions, AutoResult, SpeedAttempt, auto
+from secateur.search.compress import compress
+from secateur.search.compressed import CompressAttempt, Compressed, CompressOptions
 from secateur.search.frame import Attempt, SearchResult
 from secateur.search.smallest import (
     ByteSettings,
@@ -39,6 +43,9 @@ __all__ = [
     "AutoOptions",
     "AutoResult",
     "ByteSettings",
+    "CompressAttempt",
+    "CompressOptions",
+    "Compressed",
     "SearchResult",
     "SizeAttempt",
     "SizeSettings",
@@ -46,5 +53,6 @@ __all__ = [
     "SmallestResult",
     "SpeedAttempt",
     "auto",
+    "compress",
     "smallest",
 ]

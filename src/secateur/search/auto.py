@@ -32,8 +32,8 @@ from secateur.pruning.prune import PruneOptions, prune
 from secateur.search.frame import (
     Attempt,
     Baseline,
+    RecipeSearchResult,
     RecipeStep,
-    SearchResult,
     accuracy_of,
     best_of,
     check_calibrate,
@@ -142,7 +142,7 @@ class Allotment:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoResult(SearchResult[SpeedAttempt]):
+class AutoResult(RecipeSearchResult[SpeedAttempt]):
     """The result of `auto`.
 
     Attributes:
@@ -307,9 +307,7 @@ class _SpeedAttempts:
             return SpeedAttempt(keep=keep, accuracy=None, holds=False, why=f"{what}: failed: {measured}")
         accuracy = accuracy_of(measured, _ATTEMPTED, "auto")
         holds = self.baseline.holds(accuracy)
-        short = self.baseline.limit - accuracy
-        verdict = "holds, so less is tried" if holds else f"is {short:.4f} short, so it is dropped"
-        why = f"{what}: {accuracy:.4f} {verdict}"
+        why = f"{what}: {self.baseline.verdict(accuracy)}"
         saved = 0 if training or not holds else int(str({**_RETRAIN, **self.options.retrain}["epochs"]))
         return SpeedAttempt(
             keep=keep, accuracy=accuracy, holds=holds, why=why, steps=tuple(steps), epochs_saved=saved

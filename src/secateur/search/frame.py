@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Attempt",
     "Baseline",
+    "Limit",
+    "RecipeSearchResult",
     "RecipeStep",
     "SearchResult",
     "accuracy_of",
@@ -82,25 +84,16 @@ class SearchResult(Generic[AttemptT]):
     """The result of a search.
 
     Attributes:
-        dense: The dense model's accuracy on the validation images.
+        dense: The dense model's accuracy on the data that decides.
         limit: The least accuracy an attempt must reach to hold.
         attempts: Every attempt, in the order it was made.
         best: The best attempt that holds.
-        ran: The run of the best attempt, with the measurements on the test images.
-        evaluate: The user's function that judged in place of accuracy, by its name.
     """
 
     dense: float
     limit: float
     attempts: tuple[AttemptT, ...]
     best: AttemptT
-    ran: Ran
-    evaluate: str | None = None
-
-    @property
-    def final(self) -> Measurements:
-        """The dense model and the result, measured on the test images."""
-        raise NotImplementedError
 
     def _repr_html_(self) -> str:
         """The attempts in a notebook."""
@@ -113,6 +106,24 @@ class SearchResult(Generic[AttemptT]):
     def plot(self) -> alt.TopLevelMixin:
         """The accuracy of every attempt, beside the limit; a notebook shows what is returned."""
         return plot("attempts", self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeSearchResult(SearchResult[AttemptT]):
+    """The result of a search over the settings of a recipe.
+
+    Attributes:
+        ran: The run of the best attempt, with the measurements on the test images.
+        evaluate: The user's function that judged in place of accuracy, by its name.
+    """
+
+    ran: Ran
+    evaluate: str | None = None
+
+    @property
+    def final(self) -> Measurements:
+        """The dense model and the result, measured on the test images."""
+        raise NotImplementedError
 
     def _lines(self, summary: Iterable[str], *, dense: float, result: float) -> str:
         """The result as text: every attempt, the strategy's own lines, and a warning where the test images disagree."""
@@ -136,29 +147,53 @@ class SearchResult(Generic[AttemptT]):
         return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class Baseline:
-    """The dense model of a recipe, trained and measured, with which every attempt is compared.
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """What the dense model reaches, and what an attempt must reach.
 
     Attributes:
         verb: The verb that searches, for errors and messages.
+        accuracy: The dense model's accuracy on the data that decides.
+        limit: The least accuracy that holds.
+    """
+
+    verb: str
+    accuracy: float
+    limit: float
+
+    def holds(self, accuracy: float) -> bool:
+        """Whether an accuracy is within the limit."""
+        return accuracy >= self.limit
+
+    def verdict(self, accuracy: float) -> str:
+        """What follows from an attempt's accuracy, as the end of a sentence.
+
+        >>> Limit(verb="auto", accuracy=0.9, limit=0.89).verdict(0.88)
+        '0.8800 is 0.0100 short, so it is dropped'
+        """
+        short = self.limit - accuracy
+        return f"{accuracy:.4f} " + (
+            "holds, so less is tried" if self.holds(accuracy) else f"is {short:.4f} short, so it is dropped"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline(Limit):
+    """The dense model of a recipe, trained and measured, with which every attempt is compared.
+
+    Attributes:
         recipe: The recipe as it was given.
         table: The recipe as plain data, with the steps that measure the dense model.
         store: Where outcomes are kept.
         ran: The run that trained and measured the dense model.
-        accuracy: The dense model's accuracy on the validation images.
-        limit: The least accuracy that holds.
         progress: Where progress is shown, or None.
         evaluate: The user's function that judges in place of accuracy, by its name.
     """
 
-    verb: str
     recipe: Recipe
     table: dict[str, object]
     store: Store
     ran: Ran
-    accuracy: float
-    limit: float
     progress: Progress | None = None
     evaluate: str | None = None
 
@@ -184,10 +219,6 @@ class Baseline:
             return self.run(steps()).measurements
         except (BudgetNotMetError, CollapseError, NothingToDoError) as error:
             return str(error)
-
-    def holds(self, accuracy: float) -> bool:
-        """Whether an accuracy is within the limit."""
-        return accuracy >= self.limit
 
 
 def check_limits(lost: float, attempts: int) -> None:
@@ -246,7 +277,17 @@ def measure_baseline(
     how = f"on {len(validation):,} validation {validation.word}" if evaluate is None else f"by {evaluate}"
     on_message(f"dense: {accuracy:.4f} {how}, so at least {limit:.4f}")
     evaluate = None if evaluate is None else str(evaluate)
-    return Baseline(verb, recipe, table, store, ran, accuracy, limit, progress, evaluate)
+    return Baseline(
+        verb=verb,
+        accuracy=accuracy,
+        limit=limit,
+        recipe=recipe,
+        table=table,
+        store=store,
+        ran=ran,
+        progress=progress,
+        evaluate=evaluate,
+    )
 
 
 def pursue(
@@ -298,14 +339,14 @@ def untrained_first(make: Callable[[bool], AttemptT], calibrate: int) -> Attempt
 
 
 def best_of(
-    attempts: Sequence[AttemptT], cost: Callable[[AttemptT], float], baseline: Baseline, advice: str
+    attempts: Sequence[AttemptT], cost: Callable[[AttemptT], float], baseline: Limit, advice: str
 ) -> AttemptT:
     """Pick the attempt of least cost among those that hold.
 
     Args:
         attempts: All attempts.
         cost: The cost of an attempt; the first of equals wins.
-        baseline: The baseline of the attempts.
+        baseline: What the dense model reached, and the limit.
         advice: The next step if none holds, for the error.
 
     Returns:

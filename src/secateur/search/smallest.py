@@ -39,8 +39,8 @@ from secateur.lab.store import Store
 from secateur.search.frame import (
     Attempt,
     Baseline,
+    RecipeSearchResult,
     RecipeStep,
-    SearchResult,
     accuracy_of,
     best_of,
     check_limits,
@@ -108,7 +108,7 @@ def front(attempts: Sequence[SizeAttempt]) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SmallestResult(SearchResult[SizeAttempt]):
+class SmallestResult(RecipeSearchResult[SizeAttempt]):
     """The result of `smallest`. `best` is the smallest file that holds."""
 
     @property

@@ -1,0 +1,397 @@
+"""`compress`: the fastest or smallest form of a model in Python that loses at most `lost` of what `evaluate` gives.
+
+    found = compress(model, example, evaluate, lost=0.01, data=images)
+    print(found)            # every attempt, then what the model was and is
+    found.model, found.plan # or sc.save(found, "small.sct")
+
+`auto` does the same for a recipe, which says how the dense model is made and trained. Here the model is trained
+already. An attempt prunes a copy of it; `data`, inputs without labels, refits the remaining weights; if the number is
+still too low, `retrain`, a function of the user's own, trains the copy. After an attempt that holds the limit a smaller
+one follows; after one that fails, one half way back.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from secateur import budget as budgets
+from secateur import criteria
+from secateur.compensation.compensate import compensate
+from secateur.compensation.solver import LeastSquares
+from secateur.container.archive import save
+from secateur.core.masks import Masks
+from secateur.core.measurement import Measurement, Measurements
+from secateur.core.model_kinds import plain_model
+from secateur.criteria import CriterionLike
+from secateur.errors import (
+    BudgetNotMetError,
+    CollapseError,
+    NonFiniteError,
+    NothingToDoError,
+    OptionError,
+)
+from secateur.execution.example import Example
+from secateur.execution.verb import verb
+from secateur.lab.judging import score_of
+from secateur.metrics import measure
+from secateur.metrics.accuracy import Evaluate, accuracy
+from secateur.metrics.latency import compare
+from secateur.pruning.hold import hold
+from secateur.pruning.prune import PruneOptions, prune
+from secateur.quantize.result import Shared
+from secateur.quantize.share import share
+from secateur.search.auto import Allotment
+from secateur.search.compressed import GOALS, CompressAttempt, Compressed, CompressOptions, check_read_again
+from secateur.search.frame import Limit, best_of, next_share, pursue
+from secateur.sensitivity.scan import Scan, ScanOptions, scan
+from secateur.structure.cut.plan import ShrinkPlan
+from secateur.structure.proof import Proof
+from secateur.structure.shrink import shrink
+
+__all__ = ["compress"]
+
+_ALIKE, _FURTHER = "uniform", "further"
+_ALLOCATIONS = {
+    "scan": ", cut by the scan",
+    "between": ", half by the scan",
+    _ALIKE: "",
+    _FURTHER: ", continuing from what held",
+}
+_FAILURES = (BudgetNotMetError, CollapseError, NothingToDoError, NonFiniteError)
+"""What a cut that is too deep, or a training that diverged, ends in: that attempt fails, and the search continues."""
+
+
+@dataclass(frozen=True)
+class _State:
+    """A model of an attempt, and what it takes to write it."""
+
+    model: nn.Module
+    plan: ShrinkPlan | None = None
+    proof: Proof | None = None
+    shared: Shared | None = None
+
+    def size(self) -> int:
+        """The bytes of its file."""
+        with tempfile.TemporaryDirectory() as folder:
+            return save(self.model, Path(folder) / "model.sct", self.shared, plan=self.plan).size
+
+
+@verb
+def compress(
+    model: nn.Module,
+    example: Example,
+    evaluate: Evaluate,
+    *,
+    goal: str = "fast",
+    lost: float = 0.01,
+    data: Iterable[object] | None = None,
+    retrain: Callable[[nn.Module], object] | None = None,
+    options: CompressOptions | None = None,
+) -> Compressed:
+    """Find the fastest or smallest form of a trained model that loses at most `lost` of what `evaluate` gives.
+
+    The model is not changed: every attempt works on a copy. `sc.auto` does the same for a recipe.
+
+    Args:
+        model: The trained model.
+        example: What the model is called with: a tensor, a tuple of arguments, or a dict of keywords.
+        evaluate: A function of a model that returns a number, more being better (or a dict, with `accuracy` or
+            `score`); or an iterable of batches (inputs, targets) for top-1.
+        goal: "fast" removes channels, for the fewest multiply-accumulates. "small" removes single weights and shares
+            the rest, for the fewest bytes of the file.
+        lost: How much the number may fall, in its own unit: 0.01 is one point of an accuracy between 0 and 1.
+        data: A few hundred inputs or more, without labels, in batches: every attempt first refits the remaining weights
+            on them (`sc.compensate`). None leaves that out.
+        retrain: A function that trains the model that it is given, in place, and returns nothing; called only where an
+            attempt does not hold without. For "small" removed weights are held at zero meanwhile.
+        options: How attempts are made.
+
+    Returns:
+        The best model, every attempt with the reason why it was kept or dropped, and both models measured.
+
+    Raises:
+        OptionError: An option is wrong, or `evaluate` returns several numbers and none is called `score`.
+        DataError: `evaluate` or `data` can be read only once.
+        NonFiniteError: `evaluate` gives NaN for the dense model.
+        BudgetNotMetError: No attempt holds.
+    """
+    model, asked = plain_model(model), options or CompressOptions()
+    _check(goal, lost, evaluate, data, retrain)
+    say = asked.on_message or (lambda line: None)
+    first = _number(accuracy(model, evaluate))
+    limit = Limit(verb="compress", accuracy=first, limit=first - lost)
+    say(f"dense: {first:.4f} by evaluate, so at least {limit.limit:.4f}")
+    attempts = _Attempts(model, example, evaluate, goal, data, retrain, asked, limit)
+    done = pursue(_proposals(attempts.allocations(), asked.attempts), attempts, say)
+    best = best_of(done, _cost, limit, _advice(data, retrain))
+    assert attempts.state is not None
+    return _measured(_Judged(model, example, evaluate, goal, asked), limit, done, best, attempts.state)
+
+
+def _check(
+    goal: str,
+    lost: float,
+    evaluate: Evaluate,
+    data: Iterable[object] | None,
+    retrain: Callable[[nn.Module], object] | None,
+) -> None:
+    if goal not in GOALS:
+        raise OptionError(f"goal: expected 'fast' or 'small', got {goal!r}")
+    if isinstance(lost, bool) or not isinstance(lost, int | float) or not 0 <= lost < math.inf:
+        raise OptionError(
+            f"lost: expected how much the number of evaluate may fall, 0 or more, got {lost!r}; 0.01 is one "
+            "point of an accuracy between 0 and 1"
+        )
+    check_read_again(evaluate, "evaluate")
+    check_read_again(data, "data")
+    if retrain is not None and (not callable(retrain) or isinstance(retrain, nn.Module)):
+        raise OptionError(
+            f"retrain: expected a function that trains the model it is given, got {type(retrain).__name__}"
+        )
+
+
+def _number(rows: Measurements) -> float:
+    found = score_of(rows, "compress")
+    assert found is not None  # a function that returns nothing is refused
+    return float(found.value)
+
+
+def _advice(data: object, retrain: object) -> str:
+    """What may help where no attempt held."""
+    more = (
+        []
+        if data is not None
+        else ["give data= (inputs without labels), on which remaining weights are refitted"]
+    )
+    more += [] if retrain is not None else ["give retrain= (a function that trains the model)"]
+    return f"Allow more loss, make more attempts, or {' or '.join(more) or 'retrain longer'}"
+
+
+def _cost(one: CompressAttempt) -> float:
+    return one.keep if one.bytes is None else float(one.bytes)
+
+
+@dataclass(frozen=True)
+class _Proposal:
+    """The next attempt: the share that remains, and how the cut is spread."""
+
+    keep: float
+    allocation: str
+
+
+def _proposals(allocations: Sequence[str], attempts: int) -> Generator[_Proposal, CompressAttempt, None]:
+    """Halve a share that held, go half way back from one that failed; at each share try the allocations in turn."""
+    holds, fails = 1.0, 0.0
+    for _ in range(attempts):
+        keep = next_share(holds, fails)
+        for allocation in allocations:
+            if allocation == _FURTHER and holds == 1.0:
+                continue
+            one = yield _Proposal(keep, allocation)
+            if one.holds:
+                holds = keep
+                break
+        else:
+            fails = keep
+
+
+@dataclass
+class _Pruned:
+    """The pruned model of an attempt, which may still be trained: with its plan and proof, or with its masks."""
+
+    model: nn.Module
+    plan: ShrinkPlan | None = None
+    proof: Proof | None = None
+    masks: Masks | None = None
+
+
+@dataclass
+class _Attempts:
+    """Makes attempts from proposals, and keeps the model of the best that held."""
+
+    model: nn.Module
+    example: Example
+    evaluate: Evaluate
+    goal: str
+    data: Iterable[object] | None
+    retrain: Callable[[nn.Module], object] | None
+    options: CompressOptions
+    limit: Limit
+    scanned: Scan | None = None
+    best: CompressAttempt | None = None
+    state: _State | None = None
+
+    def allocations(self) -> list[str]:
+        """How a cut is spread, in the order in which it is tried at each share."""
+        if self.goal == "small":
+            return [_ALIKE]
+        wanted = self.options.allocation
+        kinds = [_ALIKE, "between", "scan"] if wanted == "best" else [wanted]
+        return [*kinds, _FURTHER] if self.retrain is not None else kinds
+
+    def __call__(self, proposal: _Proposal) -> CompressAttempt:
+        what = f"{proposal.keep:.3g} of the {GOALS[self.goal]}{_ALLOCATIONS[proposal.allocation]}"
+        what += ", refitted" if self.data is not None else ""
+        failed = CompressAttempt(keep=proposal.keep, accuracy=None, holds=False)
+        try:
+            pruned = self._small(proposal.keep) if self.goal == "small" else self._fast(proposal)
+            one = self._judged(replace(failed, why=what), pruned)
+            if not one.holds and self.retrain is not None:
+                failed = replace(failed, trained=True, why=one.why)
+                what = f"{one.why}; retrained"
+                self._train(pruned)
+                one = self._judged(replace(failed, why=what), pruned)
+        except _FAILURES as error:
+            return replace(failed, why=f"{what}: failed: {error}")
+        return one
+
+    def _judged(self, begun: CompressAttempt, pruned: _Pruned) -> CompressAttempt:
+        """The attempt with its number, its weights shared by as few bits as hold; the model of the best is kept."""
+        counts: tuple[int | None, ...] = (None,) if pruned.masks is None else self.options.bit_counts
+        one = begun
+        for bits in counts:
+            state = self._finished(pruned, bits)
+            number = _number(accuracy(state.model, self.evaluate))
+            size = None if bits is None else state.size()
+            how = "" if bits is None else f"{bits} bits, {size:,} bytes: "
+            why = f"{one.why}{': ' if one is begun else '; '}{how}{self.limit.verdict(number)}"
+            one = replace(
+                one, accuracy=number, holds=self.limit.holds(number), why=why, bytes=size, bits=bits
+            )
+            if one.holds:
+                if self.best is None or _cost(one) < _cost(self.best):
+                    self.best, self.state = one, state
+                break
+        return one
+
+    def _finished(self, pruned: _Pruned, bits: int | None) -> _State:
+        """The model as it is judged and written: for "small" its weights are shared."""
+        if bits is None or pruned.masks is None:
+            return _State(pruned.model, pruned.plan, pruned.proof)
+        shared = share(pruned.model, bits, pruned.masks, data=self.data)
+        return _State(shared.model, shared=shared)
+
+    def _fast(self, proposal: _Proposal) -> _Pruned:
+        """Channels removed, compensated for by the layers after them, and cut."""
+        model, keep, earlier = self.model, proposal.keep, None
+        if proposal.allocation == _FURTHER and self.state is not None and self.best is not None:
+            model, keep, earlier = self.state.model, proposal.keep / self.best.keep, self.state.plan
+        masks = self._channels(model, keep, proposal.allocation)
+        if self.data is not None:
+            model = compensate(model, masks, self.data, tune=self.options.tune).model
+        small = shrink(model, masks, self.example, round_to=self.options.round_to)
+        plan = small.plan if earlier is None else earlier.then(small.plan)
+        return _Pruned(small.model, plan, small.proof)
+
+    def _channels(self, model: nn.Module, keep: float, allocation: str) -> Masks:
+        options, rule = PruneOptions(at_least=1, seed=self.options.seed), self.options.criterion or "l2"
+        skip, earlier = self.options.skip, None
+        if allocation in ("scan", "between"):
+            shares = Allotment(allocation, self._scan()).shares(model, self.example, keep)
+            if shares:
+                per_layer = budgets.PerLayer(shares)
+                earlier = prune(
+                    model, rule, "channel", per_layer, skip=skip, example=self.example, options=options
+                )
+        # The allocation is a little above the budget; a second cut, all layers alike, meets it exactly.
+        whole = budgets.Macs(keep=keep, round_to=self.options.round_to)
+        options = replace(options, masks=earlier)
+        return prune(model, rule, "channel", whole, skip=skip, example=self.example, options=options)
+
+    def _scan(self) -> Scan:
+        if self.scanned is None:
+            self.scanned = scan(
+                self.model,
+                lambda model: _number(accuracy(model, self.evaluate)),
+                "channel",
+                skip=self.options.skip,
+                example=self.example,
+                options=ScanOptions(at_least=1, seed=self.options.seed),
+            )
+        return self.scanned
+
+    def _small(self, keep: float) -> _Pruned:
+        """Single weights removed, and the others refitted."""
+        rule: CriterionLike = "magnitude" if self.data is None else criteria.Obs(one_by_one=False)
+        masks = prune(
+            self.model,
+            self.options.criterion or rule,
+            budget=budgets.Overall(1.0 - keep),
+            skip=self.options.skip,
+            example=self.example,
+            data=self.data,
+            options=PruneOptions(at_least=1, seed=self.options.seed),
+        )
+        if self.data is None:
+            return _Pruned(masks.apply(self.model), masks=masks)
+        solver = LeastSquares(reselect=True)
+        done = compensate(self.model, masks, self.data, solver=solver, tune=self.options.tune)
+        return _Pruned(done.model, masks=done.masks)
+
+    def _train(self, pruned: _Pruned) -> None:
+        assert self.retrain is not None
+        with nullcontext() if pruned.masks is None else hold(pruned.model, pruned.masks):
+            given = self.retrain(pruned.model)
+        pruned.model.eval()
+        if given is not None and given is not pruned.model:
+            raise OptionError(
+                "retrain: expected a function that trains the model it is given and returns nothing, got "
+                f"{type(given).__name__} back"
+            )
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What the dense model and the result are measured with."""
+
+    model: nn.Module
+    example: Example
+    evaluate: Evaluate
+    goal: str
+    options: CompressOptions
+
+    def row(self, state: _State) -> Measurements:
+        """What `evaluate` gives, parameters, multiply-accumulates and bytes."""
+        what = ["accuracy", "params", "macs"] + (["nonzeros"] if self.goal == "small" else [])
+        found = measure(state.model, self.example, self.evaluate, what=what)
+        size = Measurement("file_bytes", state.size(), "bytes", "bytes of the .sct file on disk")
+        return Measurements([*found, size])
+
+    def tested(self, small: nn.Module) -> Measurements:
+        """What `test` gives for both models."""
+        if self.options.test is None:
+            return Measurements()
+        pairs = (("dense", self.model), ("result", small))
+        return Measurements(
+            row for name, net in pairs for row in accuracy(net, self.options.test).within({"variant": name})
+        )
+
+
+def _measured(
+    judged: _Judged, limit: Limit, done: Sequence[CompressAttempt], best: CompressAttempt, state: _State
+) -> Compressed:
+    fast = judged.goal == "fast"
+    return Compressed(
+        goal=judged.goal,
+        dense=limit.accuracy,
+        limit=limit.limit,
+        attempts=tuple(done),
+        best=best,
+        model=state.model,
+        before=judged.row(_State(judged.model)),
+        after=judged.row(state),
+        plan=state.plan,
+        proof=state.proof,
+        shared=state.shared,
+        speed=compare(judged.model, state.model, judged.example, names=("dense", "small"))
+        if fast
+        else Measurements(),
+        test=judged.tested(state.model),
+    )

@@ -1,0 +1,295 @@
+"""compress: the search for the fastest or smallest form of a trained model in Python, without a recipe."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import secateur as sc
+from secateur.errors import BudgetNotMetError, DataError, OptionError
+from secateur.search.compressed import CompressAttempt
+from secateur.search.frame import Limit, pursue
+
+compress_module = importlib.import_module(
+    "secateur.search.compress"
+)  # `secateur.compress` itself is the verb
+
+
+def network():
+    return nn.Sequential(
+        nn.Conv2d(1, 12, 3, padding=1),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(12, 24, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(24 * 16, 10),
+    )
+
+
+def train(model, epochs=6):
+    digits = sc.data.load("digits")
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    model.train()
+    for epoch in range(epochs):
+        for images, labels in digits.train.batches(64, shuffle=True, epoch=epoch):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+    model.eval()
+
+
+@pytest.fixture(scope="module")
+def trained():
+    torch.manual_seed(0)
+    model = network()
+    train(model)
+    return model
+
+
+@pytest.fixture(scope="module")
+def batches():
+    return list(sc.data.load("digits").test.batches(120))
+
+
+@pytest.fixture(scope="module")
+def images():
+    return [images for images, _ in sc.data.load("digits").train.leading(240).batches(80)]
+
+
+EXAMPLE = torch.zeros(1, 1, 8, 8)
+
+
+def state_of(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def test_the_search_halves_what_held_goes_half_way_back_and_tries_every_allocation_at_a_share():
+    made = []
+
+    def attempt(proposal):
+        made.append((round(proposal.keep, 4), proposal.allocation))
+        holds = proposal.keep >= 0.25 or (proposal.allocation, round(proposal.keep, 3)) == ("further", 0.177)
+        return CompressAttempt(keep=proposal.keep, accuracy=0.5, holds=holds, why="told")
+
+    pursue(compress_module._proposals(["uniform", "further"], 4), attempt, lambda line: None)
+    between = math.sqrt(0.25 * 0.125)
+    assert made == [
+        (0.5, "uniform"),
+        (0.25, "uniform"),
+        (0.125, "uniform"),
+        (0.125, "further"),
+        (round(between, 4), "uniform"),
+        (round(between, 4), "further"),
+    ]
+
+
+def test_nothing_is_continued_while_nothing_held():
+    made = []
+
+    def attempt(proposal):
+        made.append((proposal.keep, proposal.allocation))
+        return CompressAttempt(keep=proposal.keep, accuracy=0.5, holds=False, why="told")
+
+    pursue(compress_module._proposals(["uniform", "further"], 2), attempt, lambda line: None)
+    assert made == [(0.5, "uniform"), (math.sqrt(0.5), "uniform")]
+
+
+def test_fast_gives_a_narrower_model_with_proof_that_holds_the_limit_and_loads(
+    trained, batches, images, tmp_path
+):
+    before, lines = state_of(trained), []
+    found = sc.compress(
+        trained,
+        EXAMPLE,
+        batches,
+        lost=0.05,
+        data=images,
+        options=sc.CompressOptions(attempts=3, on_message=lines.append),
+    )
+    assert all(torch.equal(before[name], value) for name, value in trained.state_dict().items())
+    assert found.proof.holds
+    assert found.best.holds
+    assert found.goal == "fast"
+    right = sum(int((found.model(x).argmax(1) == y).sum()) for x, y in batches) / sum(
+        len(y) for _, y in batches
+    )
+    assert right == pytest.approx(found.best.accuracy) == found.after["accuracy"].value
+    assert right >= found.limit == pytest.approx(found.dense - 0.05)
+    assert found.after["macs"].value <= found.best.keep * found.before["macs"].value
+    assert found.speed["speedup"].value > 0
+    assert len(found.attempts) == 3
+    assert len(lines) == 4
+    assert all("refitted" in one.why for one in found.attempts)
+    sc.save(found, tmp_path / "small.sct")
+    assert (tmp_path / "small.sct").stat().st_size == found.after["file_bytes"].value
+    again = network()
+    sc.load(tmp_path / "small.sct", into=again)
+    assert torch.equal(again.eval()(batches[0][0]), found.model(batches[0][0]))
+    text = str(found)
+    assert "is equal to the masked model" in text
+    assert "CompressOptions.test" in text
+
+
+def test_small_tries_the_fewest_bits_first_and_its_file_holds_the_model(trained, batches, images, tmp_path):
+    found = sc.compress(
+        trained,
+        EXAMPLE,
+        batches,
+        goal="small",
+        lost=0.04,
+        data=images,
+        options=sc.CompressOptions(attempts=2, bits=(4, 2), test=lambda model: 0.25),
+    )
+    assert "2 bits" in found.attempts[0].why
+    assert found.best.bits in (2, 4)
+    assert found.best.bytes == found.after["file_bytes"].value
+    assert found.best.bytes == min(one.bytes for one in found.attempts if one.holds)
+    assert found.after["nonzeros"].value < found.before["nonzeros"].value
+    values = {
+        name: len(found.model.get_parameter(name).unique()) for name in ("0.weight", "4.weight", "7.weight")
+    }
+    assert max(values.values()) <= 2**found.best.bits + 1
+    sc.save(found, tmp_path / "small.sct")
+    assert (tmp_path / "small.sct").stat().st_size == found.best.bytes
+    assert "dense 0.2500, result 0.2500" in str(found)
+
+
+def test_a_retraining_is_called_only_where_it_is_needed_and_holds_zeros(trained, batches):
+    calls = []
+
+    def retrain(model):
+        calls.append({name: value == 0 for name, value in model.named_parameters() if value.ndim > 1})
+        train(model, 2)
+        for name, zeros in calls[-1].items():
+            assert bool((model.get_parameter(name)[zeros] == 0).all())
+
+    found = sc.compress(
+        trained,
+        EXAMPLE,
+        batches,
+        goal="small",
+        lost=0.05,
+        retrain=retrain,
+        options=sc.CompressOptions(attempts=3, bits=4),
+    )
+    held = [one for one in found.attempts if one.holds and not one.trained]
+    assert len(calls) == len(found.attempts) - len(held) >= 1
+    assert any("; retrained: " in one.why for one in found.attempts)
+    assert sum(int(zeros.sum()) for zeros in calls[0].values()) > 0
+
+
+def test_a_cut_continues_from_what_held_and_its_plan_fits_the_first_model(trained, batches, tmp_path):
+    found = sc.compress(
+        trained,
+        EXAMPLE,
+        lambda model: float(sum(p.numel() for p in model.parameters()) > 800),  # holds until it is small
+        lost=0.0,
+        retrain=lambda model: None,
+        options=sc.CompressOptions(attempts=4),
+    )
+    assert any("continuing from what held" in one.why for one in found.attempts)
+    attempts = compress_module._Attempts(
+        trained,
+        EXAMPLE,
+        batches,
+        "fast",
+        None,
+        None,
+        sc.CompressOptions(),
+        Limit(verb="compress", accuracy=1.0, limit=0.0),
+    )
+    assert attempts(compress_module._Proposal(0.5, "uniform")).holds
+    once = attempts.state
+    assert attempts(compress_module._Proposal(0.25, "further")).holds
+    twice = attempts.state
+    sc.save(twice.model, tmp_path / "twice.sct", plan=twice.plan)
+    again = network()
+    sc.load(tmp_path / "twice.sct", into=again)
+    assert torch.equal(again.eval()(batches[0][0]), twice.model(batches[0][0]))
+    widths = [model[0].weight.shape[0] for model in (trained, once.model, twice.model)]
+    assert widths == sorted(widths, reverse=True)
+    assert len(set(widths)) == 3
+
+
+def test_an_attempt_whose_training_diverges_is_dropped_and_the_search_goes_on(trained, batches):
+    def diverge(model):
+        with torch.no_grad():
+            model[0].weight.fill_(math.nan)
+
+    with pytest.raises(BudgetNotMetError) as caught:
+        sc.compress(
+            trained,
+            EXAMPLE,
+            lambda model: 1.0 if model is trained else 0.0,
+            lost=0.0,
+            retrain=diverge,
+            options=sc.CompressOptions(attempts=2),
+        )
+    assert "none of 2 attempts held 1.0000" in str(caught.value)
+    assert "give data= (inputs without labels)" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "text"),
+    [
+        ({"goal": "tiny"}, OptionError, "goal: expected 'fast' or 'small', got 'tiny'"),
+        ({"lost": -0.1}, OptionError, "lost: expected how much the number of evaluate may fall"),
+        ({"lost": math.nan}, OptionError, "lost: expected how much"),
+        ({"data": iter([torch.zeros(1)])}, DataError, "data: expected batches that can be read again"),
+        ({"retrain": nn.Linear(1, 1)}, OptionError, "retrain: expected a function that trains the model"),
+    ],
+)
+def test_wrong_options_are_refused_before_any_work(trained, batches, given, error, text):
+    with pytest.raises(error) as caught:
+        sc.compress(trained, EXAMPLE, batches, **given)
+    assert text in str(caught.value)
+
+
+def test_an_evaluate_that_can_be_read_once_is_refused(trained, batches):
+    with pytest.raises(DataError, match="evaluate: expected batches that can be read again"):
+        sc.compress(trained, EXAMPLE, iter(batches))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"attempts": 0}, "attempts: expected at least 1, got 0"),
+        ({"allocation": "all"}, "allocation: expected 'uniform', 'scan', 'between' or 'best'"),
+        ({"bits": ()}, "bits: expected a number from 1 to 8, or several, got ()"),
+        ({"bits": 9}, "bits: expected a number from 1 to 8"),
+    ],
+)
+def test_wrong_settings_are_refused(options, text):
+    with pytest.raises(OptionError) as caught:
+        sc.CompressOptions(**options)
+    assert text in str(caught.value)
+
+
+def test_what_retrain_gives_back_is_no_model_of_its_own(trained):
+    with pytest.raises(OptionError, match="returns nothing, got Sequential back"):
+        sc.compress(
+            trained,
+            EXAMPLE,
+            lambda model: 1.0 if model is trained else 0.0,
+            retrain=lambda model: copy.deepcopy(model),
+            options=sc.CompressOptions(attempts=1),
+        )
+
+
+def test_scan_and_best_call_evaluate_for_the_allocation(trained, batches):
+    found = sc.compress(
+        trained,
+        EXAMPLE,
+        batches,
+        lost=0.3,
+        options=sc.CompressOptions(attempts=1, allocation="scan"),
+    )
+    assert "cut by the scan" in found.attempts[0].why
+    assert found.after["macs"].value <= 0.5 * found.before["macs"].value

@@ -37,6 +37,7 @@ PAGES = [
     "docs/guide/huggingface.md",
     "docs/guide/yolo.md",
     "docs/guide/trainers.md",
+    "docs/guide/compress.md",
     "docs/guide/no-training-pipeline.md",
 ]
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

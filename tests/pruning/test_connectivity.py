@@ -162,3 +162,31 @@ def test_a_long_reason_is_cut() -> None:
 def test_biases_may_all_go() -> None:
     model = nn.Linear(4, 4)
     check_connected(model, sc.Masks({"bias": torch.zeros(4, dtype=torch.bool)}))
+
+
+class Times(nn.Module):
+    """A part whose output is changed in place and given on."""
+
+    def __init__(self, part: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.part, self.factor = part, factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.part(x).mul_(self.factor)
+
+
+def test_an_output_changed_in_place_is_counted_again() -> None:
+    """Else 1e30 * 1e30 overflows, and infinity times a removed weight counts as a signal."""
+    model = nn.Sequential(Times(Times(nn.Linear(2, 2), 1e30), 1e30), nn.Linear(2, 2))
+    crossed = masks_of(model, **{"0__part__part": 1, "1": (slice(None), 0)})
+    assert [collapse.layer for collapse in find_collapsed(model, crossed, torch.ones(1, 2))] == ["1"]
+
+
+def test_the_weights_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    copied: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        nn.Parameter, "__deepcopy__", lambda self, memo: copied.append(self) or self.clone(), raising=True
+    )
+    assert find_collapsed(model, masks_of(model), torch.ones(2, 2)) == []
+    assert not copied

@@ -27,6 +27,7 @@ from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.core.user_warnings import warn
 from secateur.errors import CollapseError, TraceError
 from secateur.execution.calling import fused_attention_off
+from secateur.execution.fast_copy import copy_module, tensors_of
 from secateur.execution.verb import verb
 from secateur.structure.depth.blocks import NORMALISED, RemovableBlock
 from secateur.structure.depth.leaving import dropped_blocks
@@ -254,20 +255,15 @@ def _signal(model: nn.Module, masks: Masks | None, example: object) -> dict[str,
     Overflow is avoided by mapping every output to 0 or 1. Normalisation would turn equal numbers into zeros, so it is
     skipped; biases are 0, so that only the input can make a signal.
     """
-    probe = copy.deepcopy(model).eval()
-    for name, parameter in probe.named_parameters():
-        if masks is not None and name in masks:
-            parameter.copy_(masks[name])
-        else:
-            parameter.fill_(0.0 if _is_bias(name) else 1.0)
-    signal: dict[str, bool] = {}
+    probe = _probe(model, masks)
+    signal = _Signal()
     for name, module in probe.named_modules():
         if isinstance(module, _LAYERS) or _is_conv1d(module):
-            module.register_forward_hook(_watch(name, signal))
+            module.register_forward_hook(signal.watch(name))
         elif _is_norm(module):
             module.register_forward_hook(_pass_by)
         else:
-            module.register_forward_hook(_flatten_out)
+            module.register_forward_hook(signal.flatten)
     try:
         args, kwargs = _call(example, next(probe.parameters()).device)
         with fused_attention_off():  # its padded batches are nested tensors, which few operators take
@@ -280,31 +276,67 @@ def _signal(model: nn.Module, masks: Masks | None, example: object) -> dict[str,
             f"one: the forward pass on the example failed ({type(error).__name__}: {reason})",
         )
         return {}
-    return signal
+    return signal.alive
+
+
+def _probe(model: nn.Module, masks: Masks | None) -> nn.Module:
+    """A copy of the model with weights of 1 and 0 in place of its own, which are never copied."""
+    memo: dict[int, Any] = {}
+    for name, tensor in tensors_of(model).items():
+        if id(tensor) in memo or not isinstance(tensor, nn.Parameter):
+            continue
+        new = torch.empty_like(tensor, requires_grad=False)
+        if masks is not None and name in masks:
+            new.copy_(masks[name])
+        else:
+            new.fill_(0.0 if _is_bias(name) else 1.0)
+        memo[id(tensor)] = nn.Parameter(new, requires_grad=tensor.requires_grad)
+    return copy_module(model, memo).eval()
 
 
 def _binary(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.ne(0).to(tensor.dtype) if tensor.is_floating_point() else tensor
 
 
-def _watch(name: str, signal: dict[str, bool]) -> Any:
-    def hook(module: nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
-        output = _binary(output)
-        # A layer used several times is alive when it is alive once; it counts where it ran last.
-        signal[name] = signal.pop(name, False) or bool(torch.count_nonzero(output))
-        return output
+class _Signal:
+    """The hooks that map outputs to 0 and 1. `alive` says of each layer, in the order they ran, whether a 1 came out.
 
-    return hook
+    The output of a module is often that of its last part, which is mapped already. Unless it was changed in place since
+    then, it is left as it is.
+    """
+
+    def __init__(self) -> None:
+        self.alive: dict[str, bool] = {}
+        self._mapped: tuple[torch.Tensor | None, int | None] = None, None
+
+    def watch(self, name: str) -> Any:
+        """The hook of a layer."""
+
+        def hook(module: nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
+            output = self._map(output)
+            # A layer used several times is alive when it is alive once; it counts where it ran last.
+            self.alive[name] = self.alive.pop(name, False) or bool(torch.count_nonzero(output))
+            return output
+
+        return hook
+
+    def flatten(self, module: nn.Module, args: object, output: object) -> Any:
+        """The hook of a module that is no layer."""
+        return self._map(output) if isinstance(output, torch.Tensor) else None
+
+    def _map(self, output: torch.Tensor) -> torch.Tensor:
+        mapped, version = self._mapped
+        if output is mapped and version is not None and output._version == version:
+            return output
+        output = _binary(output)
+        self._mapped = output, None if output.is_inference() else output._version
+        return output
 
 
 def _pass_by(module: nn.Module, args: tuple[object, ...], output: object) -> torch.Tensor | None:
     if args and isinstance(args[0], torch.Tensor) and isinstance(output, torch.Tensor):
         return args[0] if args[0].shape == output.shape else _binary(output)
     return None
-
-
-def _flatten_out(module: nn.Module, args: object, output: object) -> Any:
-    return _binary(output) if isinstance(output, torch.Tensor) else None
 
 
 def _is_norm(module: nn.Module) -> bool:

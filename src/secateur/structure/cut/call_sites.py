@@ -24,10 +24,11 @@ import ast
 import hashlib
 import inspect
 import linecache
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from types import CodeType, FunctionType, ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -38,8 +39,15 @@ __all__ = ["Edit", "Site", "edited", "resized", "site_of"]
 Site = tuple[tuple[str, str, int], ...]
 """For each function on the way to a call: (qualified name, digest of its source, index of the call expression)."""
 
-Edit = Callable[[ast.expr, Mapping[str, Any]], ast.expr | None]
-"""Gives a call expression its new sizes, knowing the function's globals; None where it cannot be edited."""
+
+class Edit(Protocol):
+    """Gives a call expression its new sizes; None where it cannot be edited. Equal edits make the same of it."""
+
+    def __call__(self, node: ast.expr, modules: Collection[str]) -> ast.expr | None:
+        """Edit a call expression, knowing which of the function's names are modules."""
+
+    def __hash__(self) -> int: ...
+
 
 _FUTURE = sum(getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
 _ORIGINS: dict[CodeType, tuple[CodeType, list[int]]] = {}
@@ -94,11 +102,28 @@ def _expressions(tree: ast.AST) -> list[ast.expr]:
 
 
 @lru_cache(maxsize=512)
+def _expressions_of(code: CodeType) -> list[ast.expr]:
+    """The calls and subscripts of a function whose source can be read; they are never changed."""
+    parsed = _parsed(code)
+    assert parsed is not None
+    return _expressions(parsed[0])
+
+
+@lru_cache(maxsize=512)
+def _names_in(code: CodeType) -> frozenset[str]:
+    """The names in a function whose source can be read."""
+    parsed = _parsed(code)
+    return frozenset(
+        node.id for node in ast.walk(parsed[0] if parsed else ast.Pass()) if isinstance(node, ast.Name)
+    )
+
+
+@lru_cache(maxsize=512)
 def _indices(code: CodeType) -> list[int | None]:
     """For every instruction of a function: which call expression it belongs to."""
     parsed = _parsed(code)
     places: dict[tuple[int | None, ...], int] = {}
-    for index, node in enumerate(_expressions(parsed[0]) if parsed is not None else ()):
+    for index, node in enumerate(_expressions_of(code) if parsed is not None else ()):
         places.setdefault((node.lineno, node.end_lineno, node.col_offset, node.end_col_offset), index)
     return [places.get(position) for position in code.co_positions()]
 
@@ -141,7 +166,7 @@ def site_of(base: type, chain: Chain) -> Site | None:
         if position + 1 < len(chain):
             here = _parsed(code)
             assert here is not None
-            function = _callee(base, function, _expressions(here[0])[index], _self_name(here[0]))
+            function = _callee(base, function, _expressions_of(code)[index], _self_name(here[0]))
     return tuple(steps) if steps else None
 
 
@@ -208,37 +233,98 @@ def _edited(
     parsed = _parsed(function.__code__)
     if parsed is None or not _all_in(function, parsed[1], [site for site, _ in edits]):
         return None
-    tree: ast.FunctionDef = _copied(parsed[0])
-    nodes = _numbered(tree)
+    nodes, own = _expressions_of(function.__code__), _self_name(parsed[0])
     new: dict[str, object] = {}
+    changes: list[tuple[int, Edit]] = []
     for index in sorted({site[0][2] for site, _ in edits}):
         if not 0 <= index < len(nodes):
             return None
         here = [(site, edit) for site, edit in edits if site[0][2] == index]
         if all(len(site) == 1 for site, _ in here):
-            if len(here) > 1 or not _edited_here(here[0][1], nodes[index], function):
+            if len(here) > 1:
                 return None
+            changes.append((index, here[0][1]))
             continue
         call = nodes[index]
-        callee = _callee(base, function, call, _self_name(tree))
+        callee = _callee(base, function, call, own)
         if callee is None or not isinstance(call, ast.Call) or any(len(site) == 1 for site, _ in here):
             return None
         inside = [(site[1:], edit) for site, edit in here]
         inner = _edited(base, callee, inside, methods, f"{prefix}_{index}")
         if inner is None:
             return None
-        _call_instead(call, inner, _self_name(tree), methods, new)
+        as_method = _calls_on(call, own)
+        (methods if as_method else new)[inner.__name__] = inner
+        changes.append((index, _CallInstead(inner.__name__, as_method)))
+    where = f"{function.__module__}.{function.__qualname__}"
+    known = function.__globals__
+    modules = frozenset(
+        name for name in _names_in(function.__code__) if isinstance(known.get(name), ModuleType)
+    )
+    code = _edited_code(function.__code__, where, prefix, tuple(changes), modules)
+    return None if code is None else _defined(function, code, new)
+
+
+@lru_cache(maxsize=512)
+def _edited_code(
+    code: CodeType,
+    where: str,
+    prefix: str,
+    changes: tuple[tuple[int, Edit], ...],
+    modules: frozenset[str],
+) -> _EditedCode | None:
+    """The code that defines a function with some of its expressions edited; None where one cannot be.
+
+    A cut asks for the same ones several times: for the copies that are recorded, and for the model that it returns.
+
+    Args:
+        code: The function's code.
+        where: Its module and qualified name.
+        prefix: What tells it from other copies of the function; empty for the forward itself.
+        changes: The numbers of expressions, and their edits.
+        modules: The names in the function that are modules.
+    """
+    parsed = _parsed(code)
+    assert parsed is not None
+    tree: ast.FunctionDef = _copied(parsed[0])
+    nodes = _numbered(tree)
+    for index, edit in changes:
+        made = edit(nodes[index], modules)
+        if made is None:
+            return None
+        if made is not nodes[index]:
+            _replace(nodes[index], made)
     if prefix:
         tree.name = f"_secateur{prefix}_{tree.name}"
-    return _defined(function, tree, new)
+    return _definition(tree, where, code)
 
 
-def _edited_here(edit: Edit, node: ast.expr, function: FunctionType) -> bool:
-    """Edit one expression in place; False where it is written in a way that cannot be edited."""
-    made = edit(node, function.__globals__)
-    if made is not None and made is not node:
-        _replace(node, made)
-    return made is not None
+@dataclass(frozen=True)
+class _CallInstead:
+    """The edit that lets a call go to an edited function: a method of `self`, or a name of its own.
+
+    Attributes:
+        name: The name of the edited function.
+        as_method: Whether the call is one of a method.
+    """
+
+    name: str
+    as_method: bool
+
+    def __call__(self, node: ast.expr, modules: Collection[str]) -> ast.expr:
+        assert isinstance(node, ast.Call)
+        if self.as_method:
+            assert isinstance(node.func, ast.Attribute)
+            node.func.attr = self.name
+        else:
+            node.func = ast.Name(self.name, ast.Load())
+        return node
+
+
+def _calls_on(call: ast.Call, own: str | None) -> bool:
+    """Whether a call is one of a method of the function's own `self`."""
+    target = call.func
+    return isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == own
 
 
 def _numbered(tree: ast.FunctionDef) -> list[ast.expr]:
@@ -254,27 +340,6 @@ def _all_in(function: FunctionType, digest: object, sites: Sequence[Site]) -> bo
     return all(site and site[0][:2] == (function.__code__.co_qualname, digest) for site in sites)
 
 
-def _call_instead(
-    call: ast.Call,
-    inner: FunctionType,
-    own: str | None,
-    methods: dict[str, FunctionType],
-    functions: dict[str, object],
-) -> None:
-    """Let a call go to an edited function: a method where it is called on `own` (self), else a name beside it."""
-    name = inner.__name__
-    if (
-        isinstance(call.func, ast.Attribute)
-        and isinstance(call.func.value, ast.Name)
-        and call.func.value.id == own
-    ):
-        methods[name] = inner
-        call.func.attr = name
-    else:
-        functions[name] = inner
-        call.func = ast.Name(name, ast.Load())
-
-
 def _replace(old: ast.expr, new: ast.expr) -> None:
     """Turn a node into another one, in place."""
     index = vars(old)["_secateur_index"]
@@ -284,30 +349,48 @@ def _replace(old: ast.expr, new: ast.expr) -> None:
     vars(old).update(vars(new), _secateur_index=index)
 
 
-def _defined(function: FunctionType, tree: ast.FunctionDef, new: Mapping[str, object]) -> FunctionType:
-    """The function of an edited tree: the same name, defaults, annotations and closure, and globals with a few more."""
+@dataclass(frozen=True, eq=False)
+class _EditedCode:
+    """Code that defines an edited function, which has the name `name`, and which of its calls each call was."""
+
+    code: CodeType
+    name: str
+    origin: CodeType
+    indices: list[int]
+
+
+def _definition(tree: ast.FunctionDef, where: str, origin: CodeType) -> _EditedCode:
+    """The code of an edited tree, compiled under a file name of its own, by which its lines are found."""
     indices = [vars(node)["_secateur_index"] for node in _expressions(tree)]
     tree.decorator_list = []  # the function as it is was found under its name, so they gave it back
     tree.args.defaults = [ast.Constant(None) for _ in tree.args.defaults]
     tree.args.kw_defaults = [None if each is None else ast.Constant(None) for each in tree.args.kw_defaults]
-    free = function.__code__.co_freevars
+    free = origin.co_freevars
     body: ast.stmt = tree
     if free:
-        body = ast.parse(f"def _secateur_closure({', '.join(free)}):\n    return {tree.name}").body[0]
+        body = ast.parse(f"def {_CLOSURE}({', '.join(free)}):\n    return {tree.name}").body[0]
         assert isinstance(body, ast.FunctionDef)
         body.body.insert(0, tree)
     text = ast.unparse(ast.fix_missing_locations(ast.Module([body], []))) + "\n"
-    digest = hashlib.sha256(f"{function.__module__}{function.__qualname__}{text}".encode()).hexdigest()[:16]
-    filename = f"<secateur: {function.__module__}.{function.__qualname__} {digest}>"
+    digest = hashlib.sha256(f"{where}{text}".encode()).hexdigest()[:16]
+    filename = f"<secateur: {where} {digest}>"
     linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
-    code = compile(text, filename, "exec", function.__code__.co_flags & _FUTURE, dont_inherit=True)
+    code = compile(text, filename, "exec", origin.co_flags & _FUTURE, dont_inherit=True)
+    return _EditedCode(code, tree.name, origin, indices)
+
+
+_CLOSURE = "_secateur_closure"
+
+
+def _defined(function: FunctionType, edited: _EditedCode, new: Mapping[str, object]) -> FunctionType:
+    """The edited function: the same name, defaults, annotations and closure, and globals with a few more."""
     scope = {**function.__globals__, **new, HELPER: resized}
     scope.pop(
         "__name__", None
     )  # by it torch.compile would take the globals for those of the module of that name
-    exec(code, scope)
+    exec(edited.code, scope)
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    made = scope["_secateur_closure"](*cells) if free else scope[tree.name]
+    made = scope[_CLOSURE](*cells) if edited.origin.co_freevars else scope[edited.name]
     made.__defaults__, made.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
     made.__qualname__, made.__module__, made.__doc__ = (
         function.__qualname__,
@@ -316,6 +399,6 @@ def _defined(function: FunctionType, tree: ast.FunctionDef, new: Mapping[str, ob
     )
     made.__annotations__ = dict(function.__annotations__)
     made.__dict__.update(function.__dict__)
-    _ORIGINS[made.__code__] = function.__code__, indices
+    _ORIGINS[made.__code__] = edited.origin, edited.indices
     assert isinstance(made, FunctionType)
     return made

@@ -2,26 +2,51 @@
 
 >>> from secateur.structure.cut.rewrite_data import Rewrite
 >>> node = ast.parse("x.reshape(n, 8)", mode="eval").body
->>> ast.unparse(edit(Rewrite("reshape", 0, ((1, 6),)), node, {}))
+>>> ast.unparse(edit(Rewrite("reshape", 0, ((1, 6),)), node, ()))
 'x.reshape(n, 6)'
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
-from types import ModuleType
-from typing import Any
+from collections.abc import Collection
+from dataclasses import dataclass, field
 
 from secateur.structure.cut.call_sites import HELPER
 from secateur.structure.cut.rewrite_data import Rewrite, Value
 from secateur.structure.trace.calls import MADE, PIECES
 
-__all__ = ["edit"]
+__all__ = ["EditedCall", "edit"]
 
 
-def edit(item: Rewrite, node: ast.expr, scope: Mapping[str, Any]) -> ast.expr | None:
-    """A call expression with the sizes of a rewrite; None where it is written in a way that cannot be edited."""
+@dataclass(frozen=True)
+class EditedCall:
+    """The edit that gives a call the sizes of a rewrite.
+
+    Attributes:
+        item: The rewrite.
+        shown: Its sizes as text: 8 and 8.0 are equal numbers, and not the same in a call.
+    """
+
+    item: Rewrite
+    shown: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shown", repr(self.item.sizes))
+
+    def __call__(self, node: ast.expr, modules: Collection[str]) -> ast.expr | None:
+        """Edit a call; see `edit`."""
+        return edit(self.item, node, modules)
+
+
+def edit(item: Rewrite, node: ast.expr, modules: Collection[str]) -> ast.expr | None:
+    """A call expression with the sizes of a rewrite; None where it is written in a way that cannot be edited.
+
+    Args:
+        item: The rewrite.
+        node: The expression; it may be changed.
+        modules: The names in its function that are modules: `torch.reshape(x, ...)` is no method of a tensor.
+    """
     if item.function == "__getitem__":
         return _edited_subscript(item, node)
     if not isinstance(node, ast.Call) or _called(node) != item.function:
@@ -29,7 +54,7 @@ def edit(item: Rewrite, node: ast.expr, scope: Mapping[str, Any]) -> ast.expr | 
     if any(keyword.arg is None for keyword in node.keywords):
         return None
     method = isinstance(node.func, ast.Attribute) and not (
-        isinstance(node.func.value, ast.Name) and isinstance(scope.get(node.func.value.id), ModuleType)
+        isinstance(node.func.value, ast.Name) and node.func.value.id in modules
     )
     first = 0 if method or item.function in MADE else 1  # of the arguments after the tensor itself
     if item.function in PIECES:

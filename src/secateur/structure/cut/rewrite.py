@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -31,7 +30,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from secateur.structure.cut.call_sites import edited, resized
-from secateur.structure.cut.edited_calls import edit
+from secateur.structure.cut.edited_calls import EditedCall
 from secateur.structure.cut.rewrite_data import HEADS, NUMBER, Rewrite, check_rewrites, joined
 from secateur.structure.trace.calls import ATTENTION, MADE, PIECES, SIZED, name_of
 from secateur.structure.trace.fixed_count_norms import COUNTED, counting, named_alike
@@ -195,7 +194,7 @@ class RewrittenClass:
         self.base, self.table = base, dict(table)
         methods = None
         if _all_sited(table):
-            edits = [(item.site, partial(edit, item)) for item in table.values() if item.site is not None]
+            edits = [(item.site, EditedCall(item)) for item in table.values() if item.site is not None]
             methods = edited(base, edits)
 
         def forward(self: Any, *args: Any, **kwargs: Any) -> Any:

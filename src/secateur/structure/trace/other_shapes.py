@@ -152,8 +152,11 @@ def larger_recordings(model: nn.Module, example: Example, times: float) -> Itera
         example: An example it runs on.
         times: How many times as large.
     """
-    trials = _Trials(model, example, "meta")
-    for number, larger in enumerate(larger_examples(example, times)):
+    bare = map_tensors(
+        partial(torch.empty_like, device="meta"), example
+    )  # larger values would only be copied
+    trials = _Trials(model, bare, "meta")
+    for number, larger in enumerate(larger_examples(bare, times)):
         found = trials.recorded(larger)
         if found is not None:
             yield number, found

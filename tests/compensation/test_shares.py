@@ -97,3 +97,21 @@ def test_what_is_refused() -> None:
     none = sc.Compensated(equal.model, sc.Masks.of_zeros(model), ())
     with pytest.raises(NothingToDoError):
         sc.error_shares(model, none, inputs, 0.5)
+
+
+def test_a_first_result_that_was_solved_for_sums_is_refused() -> None:
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.layer(torch.relu(x))
+
+    torch.manual_seed(0)
+    model, inputs = nn.Sequential(Around(), Around()), [torch.randn(50, 8)]
+    masks = sc.prune(model, budget=0.5)
+    with pytest.raises(OptionError, match=r"1\.layer\.weight compensate.*LeastSquares\(sums=False\)"):
+        sc.error_shares(model, sc.compensate(model, masks, inputs), inputs, 0.5)
+    alone = sc.compensate(model, masks, inputs, solver=sc.LeastSquares(sums=False))
+    assert set(sc.error_shares(model, alone, inputs, 0.5)) == {"0.layer", "1.layer"}

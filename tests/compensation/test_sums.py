@@ -48,7 +48,7 @@ def found(net: nn.Module, x: torch.Tensor) -> dict[str, Addend]:
     finder = SumFinder([x])
     with Walk(net.eval(), Names(net), (x,), {}, watch=finder) as walk:
         walk.finish()
-    return finder.addends
+    return finder.addends()
 
 
 SUMS: dict[str, tuple[Forward, str]] = {
@@ -96,6 +96,95 @@ NOT_SUMS: dict[str, Forward] = {
 @pytest.mark.parametrize("kind", NOT_SUMS)
 def test_what_is_no_such_sum_is_left_alone(kind: str) -> None:
     assert not found(Pair(NOT_SUMS[kind]), torch.randn(3, 2, 4))
+
+
+def read_twice(net: Pair, x: torch.Tensor) -> torch.Tensor:
+    around, out = net.one(x), net.two(x)
+    return torch.cat([around + out, net.square(out)], -1)
+
+
+def read_through_a_view(net: Pair, x: torch.Tensor) -> torch.Tensor:
+    around, out = net.one(x), net.two(x)
+    return around + out.contiguous() + out.mean()
+
+
+def added_twice(net: Pair, x: torch.Tensor) -> torch.Tensor:
+    around, out = net.one(x), net.two(x)
+    return torch.cat([around + out, 2 * around + out], -1)
+
+
+def cut_in_two(net: Pair, x: torch.Tensor) -> torch.Tensor:
+    around, out = net.one(x), net.two(x)
+    first, _ = out.chunk(2, -1)
+    return (around + out) * first.sum()
+
+
+READ_ELSEWHERE: dict[str, Forward] = {
+    "by a layer": read_twice,
+    "through a copy": read_through_a_view,
+    "by two sums": added_twice,
+    "in parts": cut_in_two,
+}
+
+
+@pytest.mark.parametrize("kind", READ_ELSEWHERE)
+def test_a_layer_that_something_else_reads_is_solved_for_its_own_output(kind: str) -> None:
+    net = Pair(READ_ELSEWHERE[kind]).eval()
+    torch.manual_seed(1)
+    x = torch.randn(40, 4)
+    assert "two.weight" not in found(net, x)
+    masks = sc.prune(net, budget=0.5, options=sc.PruneOptions(only=["one"]))
+    result = sc.compensate(net, masks, [x], solver=sc.LeastSquares(damping=0))
+    assert torch.equal(result.model.two.weight, net.two.weight)
+    assert not any(layer.summed for layer in result.layers)
+
+
+def test_a_part_of_the_output_is_read_by_the_caller() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            out = self.two(x)
+            return x + out, out
+
+    net = Both().eval()
+    masks = sc.prune(net, budget=0.5, options=sc.PruneOptions(only=["two"]))
+    again = sc.compensate(net, masks, [torch.randn(9, 4)])
+    assert [layer.summed for layer in again.layers] == [False]
+
+
+def test_a_shape_is_no_number_that_is_read() -> None:
+    def forward(net: Pair, x: torch.Tensor) -> torch.Tensor:
+        around, out = net.one(x), net.two(x)
+        return around + out if out.shape == around.shape and out.dim() == 2 and out.size(-1) == 5 else out
+
+    assert list(found(Pair(forward), torch.randn(3, 4))) == ["two.weight"]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_each_batch_says_by_itself_whether_there_is_a_sum(turned: bool) -> None:
+    """By hand: two rows ask for 3 + 2, for the sum, and one asks for 3, so that the weight becomes 13 / 3."""
+
+    class Ways(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            around, out = self.one(x), self.two(x)
+            return around + out if len(x) == 2 else torch.cat([around, out])
+
+    net = Ways().eval()
+    with torch.no_grad():
+        net.one.weight.fill_(2.0)
+        net.two.weight.fill_(3.0)
+    masks = sc.Masks({"one.weight": torch.zeros(1, 1, dtype=torch.bool)})
+    batches = [torch.ones(2, 1), torch.ones(1, 1)]
+    result = sc.compensate(net, masks, batches[:: -1 if turned else 1], solver=sc.LeastSquares(damping=0))
+    assert result.model.two.weight.item() == pytest.approx(13 / 3, abs=1e-5)
+    assert {layer.name: layer.summed for layer in result.layers}["two.weight"]
 
 
 def test_through_batch_norm_the_scale_of_every_channel_counts() -> None:

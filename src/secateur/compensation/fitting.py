@@ -42,7 +42,7 @@ class FittedLayer:
 
     `before` and `after` are squared errors of its outputs on the calibration data, against the dense layer's, as shares
     of the variance of those (of their energy, where the layer has no intercept). Where the output is added to what goes
-    around the layer, they are against what makes the sum the dense model's.
+    around the layer, they are against what makes the sum the dense model's; `summed` says that this was another.
     """
 
     name: str
@@ -52,6 +52,7 @@ class FittedLayer:
     before: float
     after: float
     note: str = ""
+    summed: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,20 +132,33 @@ class Observed:
 def fit(setting: Setting, solver: Solver, progress: Progress | None = None) -> list[FittedLayer]:
     """Solve every layer of `setting.student`, in the order in which they run; returns the result for each."""
     order, repeated, addends = _order(setting)
-    addends = addends if getattr(solver, "sums", True) else {}
+    if not getattr(solver, "sums", True):
+        addends = [{} for _ in addends]
     pooled = _pooled(setting, repeated - setting.frozen)
     done: set[str] = set()
     report: list[FittedLayer] = []
     began = time.monotonic()
     with ExitStack() as stack:
         waiting = stack.enter_context(WaitingTensors())
-        keys = frozenset(addend.key for addend in addends.values())
-        dense = [_walk(stack, setting.dense, batch, waiting, keys) for batch in setting.batches]
         theirs = setting.batches if setting.student_batches is None else setting.student_batches
-        student = [_walk(stack, setting.student, batch, waiting, keys) for batch in theirs]
+        dense, student = (
+            [
+                _walk(stack, model, batch, waiting, frozenset(addend.key for addend in found.values()))
+                for batch, found in zip(batches, addends, strict=True)
+            ]
+            for model, batches in ((setting.dense, setting.batches), (setting.student, theirs))
+        )
         for position, name in enumerate(order):
             here = [i for i, walk in enumerate(student) if walk.call is not None and walk.call.name == name]
-            layer = _Layer(setting, name, dense, student, here, pooled.pop(name, None), addends.get(name))
+            layer = _Layer(
+                setting,
+                name,
+                dense,
+                student,
+                here,
+                pooled.pop(name, None),
+                [found.get(name) for found in addends],
+            )
             found = layer.fitted(solver)
             done.add(name)
             for walks in (dense, student):
@@ -173,21 +187,19 @@ def _walk(
     return stack.enter_context(Walk(model, Names(model), batch.args, batch.kwargs, waiting, watch))
 
 
-def _order(setting: Setting) -> tuple[list[str], frozenset[str], dict[str, Addend]]:
+def _order(setting: Setting) -> tuple[list[str], frozenset[str], list[dict[str, Addend]]]:
     """The names of all layers in the order in which they first run, of those that run more than once, and what the
-    outputs of some are added to.
+    outputs of some are added to, in each batch: a forward may take another way for each.
     """
     behind: dict[str | None, str | None] = {None: None}  # a layer -> the one that comes next
     repeated: set[str] = set()
     names = Names(setting.dense)
-    finder: SumFinder | None = None
+    addends: list[dict[str, Addend]] = []
     for batch in setting.batches:
         seen: set[str] = set()
         last: str | None = None
-        first = finder is None
-        finder = finder or SumFinder([*batch.args, batch.kwargs])
-        watch = finder if first else None
-        with Walk(setting.dense, names, batch.args, batch.kwargs, watch=watch) as walk:
+        finder = SumFinder([*batch.args, batch.kwargs])
+        with Walk(setting.dense, names, batch.args, batch.kwargs, watch=finder) as walk:
             while walk.call is not None:
                 name = walk.call.name
                 if name in seen:
@@ -198,13 +210,14 @@ def _order(setting: Setting) -> tuple[list[str], frozenset[str], dict[str, Adden
                     last = name
                 seen.add(name)
                 walk.advance()
+            addends.append(finder.addends(walk.output))
     order: list[str] = []
     at = behind[None]
     while at is not None:
         order.append(at)
         at = behind[at]
-    addends = {} if finder is None else finder.addends
-    return order, frozenset(repeated), {n: a for n, a in addends.items() if n not in repeated}
+    once = [{n: a for n, a in found.items() if n not in repeated} for found in addends]
+    return order, frozenset(repeated), once
 
 
 def _pooled(setting: Setting, repeated: frozenset[str]) -> dict[str, Moments]:
@@ -297,10 +310,12 @@ class _Layer:
     student: list[Walk]
     here: list[int]
     moments: Moments | None
-    addend: Addend | None = None
-    """What its output is added to: the target compensates for the error of that, too."""
+    addends: Sequence[Addend | None] = ()
+    """What its output is added to in each batch: the target compensates for the error of that, too."""
     changed: bool = False
     unlike: bool = False
+    summed: bool = False
+    """Whether its target differed from the dense layer's own output for that reason."""
 
     def fitted(self, solver: Solver) -> FittedLayer | None:
         """Solve it and write the weights into the student; None if there was nothing to do."""
@@ -380,15 +395,18 @@ class _Layer:
 
     def _shift_of_sum(self, index: int, shape: torch.Size) -> torch.Tensor | None:
         """By how much the output must change for its sum with what goes around it to be the dense model's."""
-        if self.addend is None:
+        addend = self.addends[index] if self.addends else None
+        if addend is None:
             return None
         pair = []
         for walk in (self.dense[index], self.student[index]):
-            source = walk.watch.get(self.addend.key) if isinstance(walk.watch, Sources) else None
+            source = walk.watch.get(addend.key) if isinstance(walk.watch, Sources) else None
             if source is None:
                 return None
             pair.append(source)
-        return self.addend.shift(pair[0], pair[1], shape)
+        shift = addend.shift(pair[0], pair[1], shape)
+        self.summed = self.summed or shift is not None
+        return shift
 
     def _solved(
         self, solver: Solver, call: Call, weight: torch.Tensor, mask: torch.Tensor, intercept: bool
@@ -421,7 +439,7 @@ class _Layer:
             note = "; ".join(
                 filter(None, [note, "got other inputs than in the dense model: fitted to its own"])
             )
-        return FittedLayer(self.name, kept, mask.numel(), self.moments.rows, before, after, note)
+        return FittedLayer(self.name, kept, mask.numel(), self.moments.rows, before, after, note, self.summed)
 
     def _shift(self, bias: str, problem: Problem, matrix: torch.Tensor) -> None:
         """The bias that makes the mean output the dense layer's; entries that are masked stay."""

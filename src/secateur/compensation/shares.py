@@ -70,7 +70,8 @@ def error_shares(
         A share by layer, which `sc.budget.PerLayer` takes.
 
     Raises:
-        OptionError: for a sparsity outside 0.1..0.95, what a layer may lose, or a steepness that is not above 0.
+        OptionError: for a sparsity outside 0.1..0.95, what a layer may lose, a steepness that is not above 0, or a
+            first result in which a layer compensates for the errors of others by a sum.
         NothingToDoError: where no layer is masked.
         NonFiniteError: where outputs hold NaN or infinity; the layer is named.
     """
@@ -83,6 +84,14 @@ def error_shares(
     names = [name for name, share in kept.items() if share < 1]
     if not names:
         raise NothingToDoError("error_shares: the masks remove no weight of a layer; prune first")
+    summed = [layer.name for layer in compensated.layers if layer.summed]
+    if summed:
+        more = f" and {len(summed) - 3} more" if len(summed) > 3 else ""
+        raise OptionError(
+            f"error_shares: {', '.join(summed[:3])}{more} compensate for the errors of other layers, which they would "
+            "seem to cause themselves: expected a first result by solver=sc.LeastSquares(sums=False); compensate again "
+            "with it for the shares, and without it for the result"
+        )
     options = Tuning(compare=compare)
     with undisturbed(dense, mode="eval"), torch.no_grad():
         batches = read_all("error_shares", data, dense)

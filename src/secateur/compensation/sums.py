@@ -1,9 +1,10 @@
 """`SumFinder`, `Addend`: where a layer's output is added to what goes around the layer, a residual connection.
 
 What goes around has errors of its own, from the layers before. A layer whose output is added to it can compensate for
-them, too: its target is then what makes the *sum* the dense model's. `SumFinder` looks at one pass of the dense model
-for such sums, also behind dropout, reshaping or a batch norm, whose scale of each channel it notes. `Sources` gives the
-tensor that will be added, in any later pass, before it is.
+them, too: its target is then what makes the *sum* the dense model's. That is right only where nothing else reads the
+output: all else expects the dense layer's own. `SumFinder` looks at a pass of the dense model for such sums, also
+behind dropout, reshaping or a batch norm, whose scale of each channel it notes. `Sources` gives the tensor that will be
+added, in another pass over the same inputs, before it is.
 
 >>> from torch import nn
 >>> class Block(nn.Module):
@@ -19,7 +20,7 @@ tensor that will be added, in any later pass, before it is.
 >>> block, finder = Block(), SumFinder(())
 >>> with Walk(block, Names(block), (torch.ones(1, 2),), {}, watch=finder) as walk:
 ...     _ = walk.finish()
->>> {name: addend.key for name, addend in finder.addends.items()}
+>>> {name: addend.key for name, addend in finder.addends().items()}
 {'two.weight': ('one.weight', 0)}
 """
 
@@ -150,18 +151,27 @@ class _Output:
 
 
 class SumFinder:
-    """Finds, in one pass, the layers and norms whose outputs are added to a tensor that was there before them.
-
-    `addends` has their names (of a weight, or of a running mean).
-    """
+    """Finds, in one pass, the layers and norms whose outputs are added to a tensor that was there before them."""
 
     def __init__(self, inputs: object):
-        self.addends: dict[str, Addend] = {}
+        self._found: dict[str, Addend] = {}
+        self._elsewhere: set[str] = set()  # names whose outputs are read by something besides a sum
+        self._read: set[int] = set()  # outputs that one function has read
         self._places, self._time = _Places(), 0
         self._made: dict[int, tuple[weakref.ref[torch.Tensor], Key, int]] = {}
         self._outputs: dict[int, _Output] = {}
         for index, tensor in enumerate(tensors_in(inputs)):
             self._made[id(tensor)] = weakref.ref(tensor), ("", -1 - index), 0
+
+    def addends(self, output: object = None) -> dict[str, Addend]:
+        """What outputs are added to, and nothing else reads, by the names of weights and of running means.
+
+        Args:
+            output: What the pass has given, which its caller reads.
+        """
+        for tensor in tensors_in(output):
+            self._note_reader(tensor, whole=False)
+        return {name: addend for name, addend in self._found.items() if name not in self._elsewhere}
 
     def saw(
         self,
@@ -176,12 +186,20 @@ class SumFinder:
         key = self._places.next(call)
         if function is torch.Tensor.__setitem__:
             self._outputs.pop(id(args[0]), None)
+        given = (
+            tensors_in([args, kwargs]) if tensors_in(result) else []
+        )  # a shape, for example, reads no number
+        output, whole = None, False
+        if isinstance(result, torch.Tensor):
+            output = self._followed(call, function, args, kwargs, result)
+            added = function in _SUMS and len(args) == 2 and not kwargs and self._added(args, result)
+            whole = added or (output is not None and not isinstance(call, Call))
+        for tensor in given:
+            self._note_reader(tensor, whole)
         if not isinstance(result, torch.Tensor):
             return
-        output = self._followed(call, function, args, kwargs, result)
-        if function in _SUMS and len(args) == 2 and not kwargs:
-            self._added(args, result)
         self._outputs.pop(id(result), None)
+        self._read.discard(id(result))
         if output is not None:
             self._outputs[id(result)] = replace(output, tensor=weakref.ref(result))
         self._made[id(result)] = weakref.ref(result), key, self._time
@@ -213,8 +231,18 @@ class SumFinder:
             return before if alike else None
         return None
 
-    def _added(self, args: tuple[Any, ...], result: torch.Tensor) -> None:
-        """Note a sum of two tensors, one of which is an output and the other was there before it."""
+    def _note_reader(self, tensor: torch.Tensor, whole: bool) -> None:
+        """Count a function that reads a tensor; `whole` says that it is a sum, or gives the same numbers on."""
+        output = self._of(tensor)
+        if output is None:
+            return
+        if not whole or id(tensor) in self._read:
+            self._elsewhere.update(output.names)
+        self._read.add(id(tensor))
+
+    def _added(self, args: tuple[Any, ...], result: torch.Tensor) -> bool:
+        """Note a sum of two tensors, one of which is an output and the other was there before it; whether it is one."""
+        found = False
         for one, other in (args, args[::-1]):
             if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
                 continue
@@ -222,8 +250,10 @@ class SumFinder:
             if output is None or made is None or made() is not other:
                 continue
             if one.shape == other.shape == result.shape and time < output.time:
+                found = True
                 for name in output.names:
-                    self.addends.setdefault(name, Addend(key, output.scale, output.axis))
+                    self._found.setdefault(name, Addend(key, output.scale, output.axis))
+        return found
 
     def _of(self, tensor: Any) -> _Output | None:
         """What is known of this very tensor."""

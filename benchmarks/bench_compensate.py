@@ -11,7 +11,8 @@ CIFAR-10: 2,000 training images without labels, all 10,000 test images; points o
 `--only choose` compares settings on 2,000 training images that are held out, so that test images choose nothing.
 MiniLM: docstrings of the standard library, 200 to calibrate and 200 others; mean cosine to the dense embeddings. The
 text is those 200 alone, in part recombined and with tokens of the vocabulary in place of some. Pruned are the linear
-layers of the encoder, shared all tensors, tables of embeddings with bits of their own. `--only peers` compares with
+layers of the encoder, shared all tensors, layers with the bits named in the mean over their weights
+(`sc.error_bits`), tables of embeddings with bits of their own. `--only peers` compares with
 SparseGPT and Wanda, which take the 200 sentences as they are; `--only choose-minilm` compares settings on sentences
 that are neither calibrated nor tested on.
 EfficientNet-Lite0: CIFAR-10's images enlarged to 160 pixels, 300 training images to calibrate, 500 test images; the
@@ -326,11 +327,16 @@ class MiniLM:
         return texts[: max(1, len(texts) // 2)]
 
     def shared(self, bits: int, table: int, per: str) -> nn.Module:
-        """The embedding tables with `table` bits, all other weights with `bits`."""
+        """The embedding tables with `table` bits, all other weights with `bits` in the mean over them: each layer has
+        its own number, by the error that it causes in a first, short round.
+        """
+        alone = sc.ShareOptions(skip=["embeddings", "pooler"], sums=False)
+        first = sc.share(self.dense, bits=bits, per=per, data=self.calibration, options=alone)
+        own = sc.error_bits(self.dense, first, self.probes(), bits, compare=embedding)
         tables = sc.ShareOptions(only="embeddings")
         model = sc.share(self.dense, bits=table, data=self.calibration, options=tables).model
         options = sc.ShareOptions(skip="embeddings", dense=self.dense)
-        return sc.share(model, bits=bits, per=per, data=self.texts(), options=options).model
+        return sc.share(model, bits=bits, bits_of=own, per=per, data=self.texts(), options=options).model
 
     def packed(self, bits: int, table: int, per: str, goal: float) -> list[Line]:
         """The cosine, and the file's bytes."""
@@ -341,7 +347,7 @@ class MiniLM:
             return kept[0]
 
         prototype = {4: "0.952", 3: "0.823"}[bits]
-        what = f"{bits} bits a {per}, tables {table}"
+        what = f"{bits} bits in the mean, a {per}, tables {table}"
         lines = [self.cosine(what, prototype, goal, make)]
         with tempfile.TemporaryDirectory() as folder:
             size = sc.save(kept[0], Path(folder) / "small.sct").size

@@ -89,6 +89,7 @@ if TYPE_CHECKING:
     from secateur.pruning.low_rank import factorise as factorise
     from secateur.pruning.prune import PruneOptions as PruneOptions
     from secateur.pruning.prune import prune as prune
+    from secateur.quantize.bits_by_error import error_bits as error_bits
     from secateur.quantize.result import Shared as Shared
     from secateur.quantize.share import ShareOptions as ShareOptions
     from secateur.quantize.share import share as share
@@ -141,6 +142,7 @@ _NAMES = {
     "Held": "secateur.pruning.hold",
     "compensate": "secateur.compensation.compensate",
     "Compensated": "secateur.compensation.compensate",
+    "error_bits": "secateur.quantize.bits_by_error",
     "error_shares": "secateur.compensation.shares",
     "factorise": "secateur.pruning.low_rank",
     "Factorised": "secateur.pruning.low_rank",

@@ -110,6 +110,9 @@ ON_DEVICE: dict[str, Callable[[nn.Module, torch.Tensor, Batches], object]] = {
     "check_connected": lambda m, x, d: sc.check_connected(m, channels(m, x), x),
     "compare": lambda m, x, d: len(sc.compare(m, copy.deepcopy(m), x, trials=len(d))),
     "compensate": lambda m, x, d: numbers(sc.compensate(m, channels(m, x), [i for i, _ in d]).model),
+    "error_bits": lambda m, x, d: sc.error_bits(
+        m, sc.share(m, bits=3, data=[i for i, _ in d]), [i for i, _ in d], 3
+    ),
     "error_shares": lambda m, x, d: sc.error_shares(
         m, sc.compensate(m, channels(m, x), [i for i, _ in d]), [i for i, _ in d], 0.4
     ),

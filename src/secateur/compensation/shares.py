@@ -33,7 +33,7 @@ from secateur.execution.example import Batch
 from secateur.execution.undisturbed import undisturbed
 from secateur.execution.verb import verb
 
-__all__ = ["error_shares", "spread"]
+__all__ = ["check_alone", "error_shares", "errors_alone", "spread"]
 
 _LEAST, _MOST = 0.1, 0.95
 """What a layer loses at least and at most."""
@@ -85,24 +85,36 @@ def error_shares(
     if not names:
         raise NothingToDoError("error_shares: the masks remove no weight of a layer; prune first")
     summed = [layer.name for layer in compensated.layers if layer.summed]
-    if summed:
-        more = f" and {len(summed) - 3} more" if len(summed) > 3 else ""
-        raise OptionError(
-            f"error_shares: {', '.join(summed[:3])}{more} compensate for the errors of other layers, which they would "
-            "seem to cause themselves: expected a first result by solver=sc.LeastSquares(sums=False); compensate again "
-            "with it for the shares, and without it for the result"
-        )
+    check_alone("error_shares", summed, "solver=sc.LeastSquares(sums=False)")
     options = Tuning(compare=compare)
     with undisturbed(dense, mode="eval"), torch.no_grad():
         batches = read_all("error_shares", data, dense)
-        errors = _errors(dense, compensated.model, batches, names, options, progress)
+        errors = errors_alone("error_shares", dense, compensated.model, batches, names, options, progress)
     sizes = {name: compensated.masks[name].numel() for name in names}
     now = {name: 1 - kept[name] for name in names}
     shares = spread(errors, sizes, now, sparsity, steepness)
     return {name.rpartition(".")[0] or name: share for name, share in shares.items()}
 
 
-def _errors(
+def check_alone(who: str, summed: Sequence[str], option: str) -> None:
+    """Raise where layers of a first result compensate for others.
+
+    Args:
+        who: The verb, for the message.
+        summed: The layers that were solved for a sum.
+        option: What leaves sums out.
+    """
+    if summed:
+        more = f" and {len(summed) - 3} more" if len(summed) > 3 else ""
+        raise OptionError(
+            f"{who}: {', '.join(summed[:3])}{more} compensate for the errors of other layers, which they would "
+            f"seem to cause themselves: expected a first result by {option}; make one for {who}, and the final one "
+            "without that option"
+        )
+
+
+def errors_alone(
+    who: str,
     dense: nn.Module,
     student: nn.Module,
     batches: Sequence[Batch],
@@ -110,7 +122,17 @@ def _errors(
     options: Tuning,
     progress: Progress | None,
 ) -> dict[str, float]:
-    """The change of the outputs when one layer is the student's, for each of some weights."""
+    """The change of the outputs when one layer is the student's, for each of some weights.
+
+    Args:
+        who: The verb, for messages.
+        dense: The dense model.
+        student: A model with the same parameters.
+        batches: The inputs.
+        names: The weights.
+        options: Their `compare` says what of the outputs counts.
+        progress: Called after every layer.
+    """
     probe = copy.deepcopy(dense).eval()
     goals = [compared(options, dense(*batch.args, **batch.kwargs), batch) for batch in batches]
     errors: dict[str, float] = {}
@@ -124,7 +146,7 @@ def _errors(
         errors[name] = sum(fetched(found)) / len(found)
         if not math.isfinite(errors[name]):
             raise NonFiniteError(
-                f"error_shares: with {name!r} alone compensated the outputs hold NaN or infinity; check the data"
+                f"{who}: with {name!r} alone of the first result the outputs hold NaN or infinity; check the data"
             )
         if progress is not None:
             left = (time.monotonic() - began) / (place + 1) * (len(names) - place - 1)

@@ -98,7 +98,8 @@ def calibrated(
         frozen = frozenset(name for name, _ in student.named_parameters() if name not in only)
         with torch.no_grad():
             setting = Setting(dense, student, batches, dict(solver.masks), frozen, device, seed=solver.seed)
-            fit(setting, solver)
+            report = fit(setting, solver)
+            solver.summed = tuple(layer.name for layer in report if layer.summed)
         books = dict(solver.books)
         if tuning is not None:
             books.update(_tuned(student, dense, data, batches, solver, tuning, assignments))
@@ -204,6 +205,10 @@ class CodebookSolver:
     """Whether each output channel has a codebook of its own."""
     given: Mapping[str, Codebook] = field(default_factory=dict)
     """Codebooks that several tensors have in common: their values stay as they are, only assignments are found."""
+    sums: bool = True
+    """Whether a layer whose output is added to something is solved for the sum."""
+    summed: tuple[str, ...] = ()
+    """After the fit: the layers that were."""
     damping: float = 0.01
     rounds: int = 6
     books: dict[str, Codebook] = field(default_factory=dict)

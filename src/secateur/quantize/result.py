@@ -79,6 +79,8 @@ class Shared:
         masks: True where a weight is kept, by name; a parameter that is not here has no masked weight.
         distortion: The mean squared change of the kept weights, by name.
         method: How the values were found.
+        summed: With `data`: layers that were solved for a sum, as in a residual connection, and so compensate for the
+            errors of others.
     """
 
     model: nn.Module
@@ -86,6 +88,7 @@ class Shared:
     masks: Mapping[str, torch.Tensor]
     distortion: Mapping[str, float]
     method: Quantizer
+    summed: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return (

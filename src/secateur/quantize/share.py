@@ -33,7 +33,7 @@ from secateur.core.masks import Masks
 from secateur.core.model_kinds import plain_model
 from secateur.core.scores import check_finite
 from secateur.core.targets import Pattern, Target, select
-from secateur.errors import NothingToDoError, OptionError
+from secateur.errors import NothingToDoError, OptionError, PatternError, near
 from secateur.execution.verb import verb
 from secateur.quantize import QuantizerLike
 from secateur.quantize.calibrated import Assignments, CodebookSolver, calibrated
@@ -64,6 +64,8 @@ class ShareOptions:
             or a number of passes over the data.
         assignments: With `tune`: "fixed" moves the values alone; "learnt" also lets each weight take another, by the
             straight-through estimator.
+        sums: With `data`: solve a layer whose output is added to something, as in a residual connection, for the sum.
+            Without it every layer reproduces its own output, as `error_bits` asks for.
 
     >>> model = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 10))
     >>> list(share(model, bits=2, options=ShareOptions(skip="1")).codebooks)
@@ -78,6 +80,7 @@ class ShareOptions:
     dense: nn.Module | None = None
     tune: Tuning | int | None = None
     assignments: Assignments = "fixed"
+    sums: bool = True
 
     def __post_init__(self) -> None:
         if self.assignments not in ("fixed", "learnt"):
@@ -124,7 +127,8 @@ def share(
             layer with as many weights as the mean of all. Embedding tables are rounded by the error of the model's
             outputs, read from gradients; other tensors that do not belong to a layer are shared as without data.
         options: Which tensors are shared, and the rest.
-        **method_options: Options of the method, such as `start="linear"` of K-means or `step=0.01` of uniform.
+        **method_options: Options of the method, such as `start="linear"` of K-means or `step=0.01` of uniform. K-means
+            takes `bits_of`, other numbers of bits for some layers, as `sc.error_bits` gives them.
 
     Returns:
         The shared model, its codebooks, and their cost in bits.
@@ -230,13 +234,15 @@ def _share_on_data(
         student.get_parameter(name).data.copy_(book.tensor())
     sizes = [int(kept[name].sum()) if name in kept else named[name].numel() for name in layers]
     typical = sum(sizes) / max(1, len(sizes))
-    solver = CodebookSolver(plan.method, dict(kept), rate, typical, options.seed, plan.per_channel, given)
+    solver = CodebookSolver(
+        plan.method, dict(kept), rate, typical, options.seed, plan.per_channel, given, options.sums
+    )
     books.update(calibrated(student, dense, data, batches, solver, layers, tuning, options.assignments))
     for name, book in given.items():
         books.setdefault(name, book)  # a member that the forward does not call keeps its group's values
     plainly([target.name for target in plan.targets if target.name not in books])
     books = {target.name: books[target.name] for target in plan.targets}
-    shared = _shared(student, model, plan, books, kept)
+    shared = replace(_shared(student, model, plan, books, kept), summed=solver.summed)
     return replace(shared, masks=MappingProxyType(kept | zeroed(books))) if rate else shared
 
 
@@ -285,7 +291,20 @@ def plan_sharing(
     given = {**method_options, "bits": bits}
     finder = _method(method, {name: value for name, value in given.items() if value is not None})
     targets = select(model, options.only, options.skip, options.parameters)
-    return SharingPlan(finder, targets, codebook_groups(model, targets, per), per == "channel")
+    groups = codebook_groups(model, targets, per)
+    known = {name for target in targets for name in (target.layer, target.name)}
+    for name, _ in getattr(finder, "bits_of", ()):
+        if name not in known:
+            raise PatternError(
+                f"bits_of: {name!r} is no tensor that is shared: {near(name, [t.layer for t in targets])}"
+            )
+        for label, members in groups:
+            if len(members) > 1 and any(name in (member.layer, member.name) for member in members):
+                raise OptionError(
+                    f"bits_of: {name!r} is in the group {label!r}, whose tensors have one codebook; expected a tensor "
+                    "with a codebook of its own"
+                )
+    return SharingPlan(finder, targets, groups, per == "channel")
 
 
 def _method(method: QuantizerLike, given: dict[str, object]) -> quantize.Quantizer:

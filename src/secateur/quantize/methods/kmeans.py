@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,31 +33,44 @@ class Kmeans(Quantizer):
         bits: 1 to 8.
         start: Where the iteration begins: linear, kmeans++, random, density, optimal, or a value of `starts`.
         iterations: The most rounds; the iteration ends earlier when nothing moves.
+        bits_of: Other numbers of bits for the layers or parameters of these names, as `sc.error_bits` gives them.
+
+    >>> Kmeans(3, bits_of={"fc1": 4}).bits_for("fc1.weight"), Kmeans(3, bits_of={"fc1": 4}).bits_for("fc2.weight")
+    (4, 3)
     """
 
     bits: int = 5
     start: starts.StartLike = "optimal"
     iterations: int = 300
+    bits_of: Mapping[str, int] | tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 1 <= self.bits <= 8:
-            raise OptionError(f"bits of K-means: expected a whole number from 1 to 8, got {self.bits!r}")
+        _check_bits("bits of K-means", self.bits)
+        rows = tuple(self.bits_of.items()) if isinstance(self.bits_of, Mapping) else tuple(self.bits_of)
+        for name, bits in rows:
+            _check_bits(f"bits_of[{name!r}] of K-means", bits)
+        object.__setattr__(self, "bits_of", rows)
         if self.iterations < 1:
             raise OptionError(f"iterations of K-means: expected at least 1, got {self.iterations!r}")
         starts.registry.make(self.start)
+
+    def bits_for(self, name: str) -> int:
+        """The bits of a parameter: its own, its layer's, or those of all others."""
+        own = dict(self.bits_of)
+        return own.get(name, own.get(name.rpartition(".")[0], self.bits))
 
     def palette(self, name: str, weights: torch.Tensor, zeros: int, seed: int) -> Palette:
         """Take the best result of the start, rounded to the dtype of the weights.
 
         Args:
-            name: The tensor or group, for errors.
+            name: The tensor or group, for its bits and for errors.
             weights: Flat, finite and not empty.
             zeros: How many masked weights there are besides.
             seed: For starts that draw.
         """
         numbers, exponent = in_range(to_numpy(weights))
         data = SortedWeights(numbers)
-        count = 2**self.bits
+        count = 2 ** self.bits_for(name.partition("[channel ")[0])
         if data.distinct <= count:
             centroids = data.values[data.runs()].astype(np.float64)
         else:
@@ -87,6 +101,11 @@ class Kmeans(Quantizer):
                 best, least = rounded, error
         assert best is not None
         return best
+
+
+def _check_bits(what: str, bits: object) -> None:
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
+        raise OptionError(f"{what}: expected a whole number from 1 to 8, got {bits!r}")
 
 
 def _rounded(data: SortedWeights, centroids: Floats, dtype: torch.dtype, exponent: int) -> Floats:

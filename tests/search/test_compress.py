@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur.errors import BudgetNotMetError, DataError, OptionError
+from secateur.errors import BudgetNotMetError, DataError, NonFiniteError, OptionError
 from secateur.search.compressed import CompressAttempt
 from secateur.search.frame import Limit, pursue
 
@@ -270,6 +270,20 @@ def test_wrong_settings_are_refused(options, text):
     with pytest.raises(OptionError) as caught:
         sc.CompressOptions(**options)
     assert text in str(caught.value)
+
+
+def test_a_number_that_is_none_is_refused_for_the_dense_model_and_drops_an_attempt(trained):
+    with pytest.raises(NonFiniteError, match="evaluate: expected a finite number, got nan for 'score'"):
+        sc.compress(trained, EXAMPLE, lambda model: math.nan)
+    numbers = iter([0.9, math.nan, 0.9])
+    found = sc.compress(
+        trained,
+        EXAMPLE,
+        lambda model: next(numbers, 0.9),
+        options=sc.CompressOptions(attempts=2),
+    )
+    assert [one.holds for one in found.attempts] == [False, True]
+    assert "failed: evaluate: expected a finite number" in found.attempts[0].why
 
 
 def test_what_retrain_gives_back_is_no_model_of_its_own(trained):

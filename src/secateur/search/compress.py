@@ -160,6 +160,8 @@ def _check(
 def _number(rows: Measurements) -> float:
     found = score_of(rows, "compress")
     assert found is not None  # a function that returns nothing is refused
+    if not math.isfinite(found.value):
+        raise NonFiniteError(f"evaluate: expected a finite number, got {found.value} for {found.name!r}")
     return float(found.value)
 
 

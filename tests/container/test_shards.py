@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import secateur as sc
 from secateur.container import format as sct
 from secateur.container import tensors
 from secateur.container.frame import Archive
@@ -246,3 +247,15 @@ def test_the_benchmark_of_large_checkpoints_runs_small() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "every file the same: True" in done.stdout
+
+
+def test_a_file_of_a_checkpoint_is_not_written_over(tmp_path: Path) -> None:
+    folder(tmp_path / "in")
+    before = files(tmp_path / "in")
+    pack(tmp_path / "in" / FIRST, tmp_path / "one.sct")
+    with pytest.raises(OptionError, match=f"{SECOND}: is one of the files of a checkpoint, as {INDEX} says"):
+        unpack(tmp_path / "one.sct", tmp_path / "in" / SECOND)
+    with pytest.raises(OptionError, match="is one of the files of a checkpoint"):
+        sc.prune_checkpoint(tmp_path / "in" / FIRST, tmp_path / "in" / SECOND)
+    assert files(tmp_path / "in") == before
+    unpack(tmp_path / "one.sct", tmp_path / "in" / "other.safetensors")  # no index names it

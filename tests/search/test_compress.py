@@ -227,13 +227,13 @@ def test_an_attempt_whose_training_diverges_is_dropped_and_the_search_goes_on(tr
         sc.compress(
             trained,
             EXAMPLE,
-            lambda model: 1.0 if model is trained else 0.0,
+            first_call_only(1.0, 0.0),
             lost=0.0,
             retrain=diverge,
             options=sc.CompressOptions(attempts=2),
         )
     assert "none of 2 attempts held 1.0000" in str(caught.value)
-    assert "give data= (inputs without labels)" in str(caught.value)
+    assert "refit on inputs without labels (data=, or --calibrate) or retrain longer" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -286,15 +286,77 @@ def test_a_number_that_is_none_is_refused_for_the_dense_model_and_drops_an_attem
     assert "failed: evaluate: expected a finite number" in found.attempts[0].why
 
 
-def test_what_retrain_gives_back_is_no_model_of_its_own(trained):
-    with pytest.raises(OptionError, match="returns nothing, got Sequential back"):
-        sc.compress(
-            trained,
-            EXAMPLE,
-            lambda model: 1.0 if model is trained else 0.0,
-            retrain=lambda model: copy.deepcopy(model),
-            options=sc.CompressOptions(attempts=1),
-        )
+def first_call_only(first, then):
+    """An `evaluate` that gives `first` for the dense model, which is judged first, and `then` for all others."""
+    numbers = iter([first])
+    return lambda model: next(numbers, then)
+
+
+def test_a_retraining_may_return_its_loss_but_not_another_model(trained):
+    options = sc.CompressOptions(attempts=1)
+    with pytest.raises(OptionError, match="in place, got another Sequential back"):
+        sc.compress(trained, EXAMPLE, first_call_only(1.0, 0.0), retrain=copy.deepcopy, options=options)
+    with pytest.raises(BudgetNotMetError, match="or retrain longer"):
+        sc.compress(trained, EXAMPLE, first_call_only(1.0, 0.0), retrain=lambda model: 0.3, options=options)
+
+
+def test_evaluate_is_given_copies(trained):
+    def evaluate(model):
+        with torch.no_grad():
+            model[0].weight.zero_()
+        return 1.0
+
+    before = state_of(trained)
+    found = sc.compress(trained, EXAMPLE, evaluate, options=sc.CompressOptions(attempts=1))
+    assert all(torch.equal(before[name], value) for name, value in trained.state_dict().items())
+    assert found.best.holds
+
+
+def test_a_number_that_rises_by_cutting_alone_is_doubted(trained):
+    found = sc.compress(trained, EXAMPLE, first_call_only(0.4, 1.6), options=sc.CompressOptions(attempts=1))
+    assert "the number rose by 1.2, although nothing was trained: is more better for evaluate?" in str(found)
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gru = nn.GRU(12, 16, batch_first=True)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x):
+        y = self.gru(x)[0]
+        return self.head(self.attention(y, y, y)[0].mean(1))
+
+
+def test_small_takes_the_weights_of_recurrent_and_attention_layers_too():
+    torch.manual_seed(0)
+    model, x = Recurrent().eval(), torch.randn(2, 5, 12)
+    options = sc.CompressOptions(attempts=1, bits=3)
+    found = sc.compress(model, x, lambda net: 1.0, goal="small", options=options)
+    weights = {name: value for name, value in found.model.named_parameters() if value.dim() >= 2}
+    assert (
+        {name for name in weights if name in found.codebooks}
+        == set(weights)
+        == {
+            "gru.weight_ih_l0",
+            "gru.weight_hh_l0",
+            "attention.in_proj_weight",
+            "attention.out_proj.weight",
+            "head.weight",
+        }
+    )
+    total = sum(value.numel() for value in weights.values())
+    assert sum(int((value == 0).sum()) for value in weights.values()) == pytest.approx(total / 2, abs=1)
+    skipping = sc.CompressOptions(attempts=1, bits=3, skip=["gru", "head"])
+    found = sc.compress(model, x, lambda net: 1.0, goal="small", options=skipping)
+    assert "gru.weight_ih_l0" not in found.codebooks
+    assert "attention.in_proj_weight" in found.codebooks
+
+
+def test_inputs_of_nan_are_said(trained, batches):
+    with pytest.raises(NonFiniteError):
+        sc.compress(trained, EXAMPLE, batches, data=[torch.full((4, 1, 8, 8), math.nan)])
 
 
 def test_scan_and_best_call_evaluate_for_the_allocation(trained, batches):

@@ -41,7 +41,7 @@ from secateur.container.resuming import (
     resumable,
     resumed_writer,
 )
-from secateur.container.shards import ShardLayout, check_new_folder, open_source
+from secateur.container.shards import ShardLayout, check_new_folder, check_no_shard, open_source
 from secateur.container.unpacked_files import OutFile, UnpackedFiles
 from secateur.container.worker_pool import TensorWorkers, worker_count
 from secateur.container.writer import Writer
@@ -346,6 +346,7 @@ def unpack(
     if Path(path_out) != Path(path_in):  # which is refused below
         more = ", or read the .sct file with sc.load(...) and torch.save that"
         check_ending(path_out, "unpack writes safetensors", ".safetensors", more)
+        check_no_shard(Path(path_out))
     with opened(path_in) as source:
         archive = Archive(source, max_bytes=max_bytes)
         if not archive.named:

@@ -307,3 +307,28 @@ def check_new_folder(path: Path) -> None:
         raise OptionError(f"{path}: exists and is not an empty folder; name a new folder")
     if not path.absolute().parent.is_dir():
         raise OptionError(f"{path}: there is no folder {path.absolute().parent}; create it first")
+
+
+def check_no_shard(path: Path) -> None:
+    """Raise if a file is a part of a checkpoint whose index lies beside it: written over, that model would be lost.
+
+    Args:
+        path: The file that is to be written.
+
+    Raises:
+        OptionError: An index names it.
+    """
+    if not path.is_file():
+        return
+    for index in sorted(path.absolute().parent.glob(f"*{INDEX}")):
+        if not index.is_file() or index.stat().st_size > MOST_HEADER:
+            continue
+        try:
+            named = set(_weight_map(index.read_bytes(), str(index), DataError).values())
+        except DataError:  # no index of a checkpoint
+            continue
+        if path.name in named:
+            raise OptionError(
+                f"{path}: is one of the files of a checkpoint, as {index.name} says; writing it would damage that "
+                "checkpoint; name a file in another folder"
+            )

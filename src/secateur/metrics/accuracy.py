@@ -12,6 +12,7 @@ kld   0.25  as returned by evaluate
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
 
@@ -127,5 +128,10 @@ def _row(name: str, value: object) -> Measurement:
         raise DataError(
             "accuracy: expected evaluate to return a number or a dict of numbers, got "
             f"{type(value).__name__} for {name!r}"
+        )
+    if math.isinf(value):
+        raise NonFiniteError(
+            f"accuracy: expected evaluate to return a finite number, got {value} for {name!r}; return NaN for a value "
+            "that diverged"
         )
     return Measurement(name, value, definition=RETURNED)

@@ -12,11 +12,13 @@ one follows; after one that fails, one half way back.
 
 from __future__ import annotations
 
+import copy
 import math
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from torch import nn
@@ -29,7 +31,7 @@ from secateur.container.archive import save
 from secateur.core.masks import Masks
 from secateur.core.measurement import Measurement, Measurements
 from secateur.core.model_kinds import plain_model
-from secateur.criteria import CriterionLike
+from secateur.core.targets import Pattern, select
 from secateur.errors import (
     BudgetNotMetError,
     CollapseError,
@@ -46,7 +48,7 @@ from secateur.metrics.latency import compare
 from secateur.pruning.hold import hold
 from secateur.pruning.prune import PruneOptions, prune
 from secateur.quantize.result import Shared
-from secateur.quantize.share import share
+from secateur.quantize.share import ShareOptions, share
 from secateur.search.auto import Allotment
 from secateur.search.compressed import GOALS, CompressAttempt, Compressed, CompressOptions, check_read_again
 from secateur.search.frame import Limit, best_of, next_share, pursue
@@ -64,8 +66,10 @@ _ALLOCATIONS = {
     _ALIKE: "",
     _FURTHER: ", continuing from what held",
 }
-_FAILURES = (BudgetNotMetError, CollapseError, NothingToDoError, NonFiniteError)
-"""What a cut that is too deep, or a training that diverged, ends in: that attempt fails, and the search continues."""
+_FEW = 256
+"""Tensors of fewer weights that belong to no layer are left as they are."""
+_CUT_TOO_DEEP = (BudgetNotMetError, CollapseError, NothingToDoError)
+"""What a cut that is too deep ends in: that attempt fails, and the search continues."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ def compress(
     model, asked = plain_model(model), options or CompressOptions()
     _check(goal, lost, evaluate, data, retrain)
     say = asked.on_message or (lambda line: None)
-    first = _number(accuracy(model, evaluate))
+    first = _number(accuracy(copy.deepcopy(model), evaluate))
     limit = Limit(verb="compress", accuracy=first, limit=first - lost)
     say(f"dense: {first:.4f} by evaluate, so at least {limit.limit:.4f}")
     attempts = _Attempts(model, example, evaluate, goal, data, retrain, asked, limit)
@@ -167,13 +171,11 @@ def _number(rows: Measurements) -> float:
 
 def _advice(data: object, retrain: object) -> str:
     """What may help where no attempt held."""
-    more = (
-        []
-        if data is not None
-        else ["give data= (inputs without labels), on which remaining weights are refitted"]
-    )
-    more += [] if retrain is not None else ["give retrain= (a function that trains the model)"]
-    return f"Allow more loss, make more attempts, or {' or '.join(more) or 'retrain longer'}"
+    more = ["allow more loss", "make more attempts"]
+    more += [] if data is not None else ["refit on inputs without labels (data=, or --calibrate)"]
+    more.append("retrain the copies (retrain=)" if retrain is None else "retrain longer")
+    text = f"{', '.join(more[:-1])} or {more[-1]}"
+    return text[0].upper() + text[1:]
 
 
 def _cost(one: CompressAttempt) -> float:
@@ -244,13 +246,16 @@ class _Attempts:
         failed = CompressAttempt(keep=proposal.keep, accuracy=None, holds=False)
         try:
             pruned = self._small(proposal.keep) if self.goal == "small" else self._fast(proposal)
+        except _CUT_TOO_DEEP as error:
+            return replace(failed, why=f"{what}: failed: {error}")
+        try:
             one = self._judged(replace(failed, why=what), pruned)
             if not one.holds and self.retrain is not None:
                 failed = replace(failed, trained=True, why=one.why)
                 what = f"{one.why}; retrained"
                 self._train(pruned)
                 one = self._judged(replace(failed, why=what), pruned)
-        except _FAILURES as error:
+        except (*_CUT_TOO_DEEP, NonFiniteError) as error:  # a training may diverge
             return replace(failed, why=f"{what}: failed: {error}")
         return one
 
@@ -260,7 +265,7 @@ class _Attempts:
         one = begun
         for bits in counts:
             state = self._finished(pruned, bits)
-            number = _number(accuracy(state.model, self.evaluate))
+            number = _number(accuracy(copy.deepcopy(state.model), self.evaluate))
             size = None if bits is None else state.size()
             how = "" if bits is None else f"{bits} bits, {size:,} bytes: "
             why = f"{one.why}{': ' if one is begun else '; '}{how}{self.limit.verdict(number)}"
@@ -277,8 +282,31 @@ class _Attempts:
         """The model as it is judged and written: for "small" its weights are shared."""
         if bits is None or pruned.masks is None:
             return _State(pruned.model, pruned.plan, pruned.proof)
-        shared = share(pruned.model, bits, pruned.masks, data=self.data)
+        skip, bare = self._parts()
+        options = ShareOptions(skip=skip or None, parameters=bare or None)
+        shared = share(pruned.model, bits, pruned.masks, data=self.data, options=options)
         return _State(shared.model, shared=shared)
+
+    def _parts(self) -> tuple[list[Pattern], list[str]]:
+        """For "small", the patterns of layers to skip, and the weights of no such layer, as a GRU's, that take part."""
+        given, whole = self.options.skip, select(self.model)
+        patterns = [given] if isinstance(given, str | type) else list(given or ())
+        layers = {target.name for target in whole}
+        bare = [
+            name
+            for name, value in self.model.named_parameters()
+            if value.dim() >= 2 and value.numel() >= _FEW and name not in layers
+        ]
+        left = [
+            name for name in bare if not any(isinstance(one, str) and _names(one, name) for one in patterns)
+        ]
+        of_layers = [
+            one
+            for one in patterns
+            if not (isinstance(one, str) and any(_names(one, name) for name in bare))
+            or any(_names(one, target.name) for target in whole)
+        ]
+        return of_layers, left
 
     def _fast(self, proposal: _Proposal) -> _Pruned:
         """Channels removed, compensated for by the layers after them, and cut."""
@@ -321,15 +349,20 @@ class _Attempts:
 
     def _small(self, keep: float) -> _Pruned:
         """Single weights removed, and the others refitted."""
-        rule: CriterionLike = "magnitude" if self.data is None else criteria.Obs(one_by_one=False)
+        named = self.options.criterion or (
+            "magnitude" if self.data is None else criteria.Obs(one_by_one=False)
+        )
+        rule = criteria.registry.make(named)
+        skip, bare = self._parts()
+        parameters = None if rule.of_layers else bare or None
         masks = prune(
             self.model,
-            self.options.criterion or rule,
+            rule,
             budget=budgets.Overall(1.0 - keep),
-            skip=self.options.skip,
+            skip=skip or None,
             example=self.example,
             data=self.data,
-            options=PruneOptions(at_least=1, seed=self.options.seed),
+            options=PruneOptions(at_least=1, seed=self.options.seed, parameters=parameters),
         )
         if self.data is None:
             return _Pruned(masks.apply(self.model), masks=masks)
@@ -342,11 +375,16 @@ class _Attempts:
         with nullcontext() if pruned.masks is None else hold(pruned.model, pruned.masks):
             given = self.retrain(pruned.model)
         pruned.model.eval()
-        if given is not None and given is not pruned.model:
+        if isinstance(given, nn.Module) and given is not pruned.model:
             raise OptionError(
-                "retrain: expected a function that trains the model it is given and returns nothing, got "
-                f"{type(given).__name__} back"
+                "retrain: expected a function that trains the model it is given, in place, got another "
+                f"{type(given).__name__} back; what it returns is not used"
             )
+
+
+def _names(pattern: str, parameter: str) -> bool:
+    """Whether a pattern names a parameter, or the module it is of."""
+    return any(fnmatchcase(name, pattern) for name in (parameter, parameter.rpartition(".")[0]))
 
 
 @dataclass(frozen=True)
@@ -361,7 +399,8 @@ class _Judged:
 
     def row(self, state: _State) -> Measurements:
         """What `evaluate` gives, parameters, multiply-accumulates and bytes."""
-        found = measure(state.model, self.example, self.evaluate, what=["accuracy", "params", "macs"])
+        net = copy.deepcopy(state.model)  # `evaluate` may do anything to it
+        found = measure(net, self.example, self.evaluate, what=["accuracy", "params", "macs"])
         dropped = (
             () if self.goal == "small" else ("nonzeros", "macs_nonzero")
         )  # nothing is zero in a narrower model
@@ -373,7 +412,7 @@ class _Judged:
         """What `test` gives for both models."""
         if self.options.test is None:
             return Measurements()
-        pairs = (("dense", self.model), ("result", small))
+        pairs = (("dense", copy.deepcopy(self.model)), ("result", copy.deepcopy(small)))
         return Measurements(
             row for name, net in pairs for row in accuracy(net, self.options.test).within({"variant": name})
         )

@@ -158,6 +158,12 @@ class Compressed(SearchResult[CompressAttempt]):
         if self.proof is not None:
             retrained = " before its retraining" if self.best.trained else ""
             lines.append(f"the small model{retrained} is {self.proof}")
+        rose = (self.best.accuracy or 0.0) - self.dense
+        if not self.best.trained and rose > max(self.dense - self.limit, 0.1 * abs(self.dense)):
+            lines.append(
+                f"the number rose by {rose:.4g}, although nothing was trained: is more better for evaluate? Of a "
+                "loss, return the negative"
+            )
         return "\n".join([*lines, self._tested()])
 
     def _tested(self) -> str:

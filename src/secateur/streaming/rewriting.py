@@ -26,7 +26,7 @@ from secateur.container.resuming import (
     resumable,
     resumed_writer,
 )
-from secateur.container.shards import ShardLayout
+from secateur.container.shards import ShardLayout, check_no_shard
 from secateur.core.atomic_files import atomic_open, atomic_write
 from secateur.core.json_text import Json
 from secateur.errors import DataError, OptionError
@@ -117,6 +117,7 @@ def check_target(checkpoint: Checkpoint, target: Path) -> None:
             raise OptionError(f"{target}: a folder becomes a folder or one .sct file; name one of these")
         if target.exists() and target.samefile(checkpoint.path):
             raise OptionError(f"{target}: is the file that is read; name another one to write")
+        check_no_shard(target)
         return
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise OptionError(f"{target}: exists and is not an empty folder; name a new folder")

@@ -48,6 +48,17 @@ class Layers(nn.Module):
             raise AttributeError(f"no parameter {target!r}")
         return found
 
+    def get_submodule(self, target: str) -> nn.Module:
+        """A layer by its full name.
+
+        Args:
+            target: The name; an empty one is this module itself.
+        """
+        found = self._modules.get(target) if target else self
+        if found is None:
+            raise AttributeError(f"no layer {target!r}")
+        return found
+
     def put(self, layer: str, module: nn.Module) -> None:
         """Add a layer.
 

@@ -190,3 +190,36 @@ def test_memory_is_given_back_only_where_passes_hold_much(monkeypatch: pytest.Mo
     monkeypatch.setattr(waiting, "_WORTH", 1)
     result = sc.compensate(model, masks, drawn(2))
     assert len(calls) >= len(result.layers)
+
+
+def test_memory_is_given_back_within_a_layer_where_the_process_has_grown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In MiB: 300 are there at first; 560 are too many, of which 350 stay; 200 are new least, so 460 are too many."""
+    sizes = iter([300, 550, 560, 350, 600, 200, 450, 460, 210, None, 900])
+    calls: list[int] = []
+
+    def read() -> int | None:
+        size = next(sizes)
+        return None if size is None else size << 20
+
+    monkeypatch.setattr(waiting, "anonymous_bytes", read)
+    monkeypatch.setattr(waiting, "trim", lambda: calls.append(0))
+    with waiting.WaitingTensors() as held:
+        counts = []
+        for _ in range(8):
+            held.paused(1, waiting.Made())
+            counts.append(len(calls))
+    assert counts == [0, 0, 1, 1, 1, 1, 2, 2]
+
+
+def test_the_memory_of_the_process_is_read() -> None:
+    before = waiting.anonymous_bytes()
+    if before is None:
+        pytest.skip("no /proc/self/statm")
+    block = bytearray(1 << 26)
+    block[::4096] = b"x" * (1 << 14)
+    after = waiting.anonymous_bytes()
+    assert after is not None
+    assert after - before > (1 << 26) * 0.9
+    del block

@@ -39,6 +39,8 @@ _SMALL = 1024
 """Bytes up to which a tensor is not worth a place in a file."""
 _WORTH = 1 << 27
 """Bytes of waiting tensors from which on freed memory is given back after every layer."""
+_GROWN = 1 << 28
+"""Bytes by which the memory of the process may grow, since memory was given back, before freed memory is again."""
 _ALIGNED = 64
 """Bytes to which places in a file are aligned: as torch aligns memory, so that sums are made in the same order."""
 
@@ -85,6 +87,7 @@ class WaitingTensors:
     def __init__(self) -> None:
         self._held: dict[int, int] = {}
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._least: int | None = None  # bytes of the process, the least since memory was given back
 
     def paused(self, key: int, made: Made) -> None:
         """A pass waits: what it holds stays in memory while all passes hold no more than the limit."""
@@ -93,8 +96,20 @@ class WaitingTensors:
         size = _bytes(tensors)
         if sum(self._held.values()) + size <= WAITING_BYTES:
             self._held[key] = size
+        else:
+            move_to_file(tensors, self._place())
+        self._give_back_what_grew()
+
+    def _give_back_what_grew(self) -> None:
+        """Give freed memory back within a layer, too, where the process has grown much since that was last done."""
+        now = anonymous_bytes()
+        if now is None:
             return
-        move_to_file(tensors, self._place())
+        if self._least is not None and now > self._least + _GROWN:
+            trim()
+            self._least = anonymous_bytes()
+        elif self._least is None or now < self._least:
+            self._least = now
 
     def kept(self, batch: Batch) -> Batch:
         """A batch that nobody else holds, in memory or in a file; the batch given stays as it is."""
@@ -134,6 +149,15 @@ class WaitingTensors:
     ) -> None:
         if self._folder is not None:
             self._folder.cleanup()
+
+
+def anonymous_bytes() -> int | None:
+    """The memory of the process that is no file's, as Linux tells it; None elsewhere."""
+    try:
+        resident, shared = Path("/proc/self/statm").read_text(encoding="ascii").split()[1:3]
+        return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def trim() -> bool:

@@ -139,20 +139,25 @@ def test_a_layer_that_something_else_reads_is_solved_for_its_own_output(kind: st
     assert not any(layer.summed for layer in result.layers)
 
 
-def test_a_part_of_the_output_is_read_by_the_caller() -> None:
-    class Both(nn.Module):
+@pytest.mark.parametrize("both", [False, True])
+def test_what_the_caller_gets_too_is_read_by_it(both: bool) -> None:
+    class Around(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+            torch.manual_seed(0)
+            self.one, self.two = nn.Linear(4, 5), nn.Linear(5, 5)
 
-        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            out = self.two(x)
-            return x + out, out
+        def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+            around = self.one(x)
+            out = self.two(around.relu())
+            return (around + out, out) if both else around + out
 
-    net = Both().eval()
-    masks = sc.prune(net, budget=0.5, options=sc.PruneOptions(only=["two"]))
-    again = sc.compensate(net, masks, [torch.randn(9, 4)])
-    assert [layer.summed for layer in again.layers] == [False]
+    net = Around().eval()
+    result = sc.compensate(net, sc.prune(net, budget=0.5), [torch.randn(30, 4)])
+    assert {layer.name: layer.summed for layer in result.layers} == {
+        "one.weight": False,
+        "two.weight": not both,
+    }
 
 
 def test_a_shape_is_no_number_that_is_read() -> None:

@@ -99,7 +99,7 @@ def latency(device: str) -> dict[str, Any]:
     """Dense and shrunk, in turns."""
     model, x = _pair(device)
     small = sc.shrink(copy.deepcopy(model), sc.prune(model, "l2", "channel", 0.5, example=x), x).model
-    rows = compare(model, small, x, trials=5 if device == "cpu" else 25)
+    rows = compare(model, small, x, repetitions=5 if device == "cpu" else 25)
     return {row.name: [row.value, dict(row.spread)] for row in rows}
 
 

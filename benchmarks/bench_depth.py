@@ -97,7 +97,7 @@ def speed(keep: float, size: int, trials: int, early: bool) -> list[Row]:
             print(f"  {error}", flush=True)
             continue
         by = [
-            float(compare(model, one, x, trials=trials, threads=1)["speedup"].value)
+            float(compare(model, one, x, repetitions=trials, threads=1)["speedup"].value)
             for one in (fewer, narrower)
         ]
         rows.append(Row(f"{name}, eager, {which}", by[1], by[0], 1 / 1.15, "x"))
@@ -106,7 +106,10 @@ def speed(keep: float, size: int, trials: int, early: bool) -> list[Row]:
             for one, path in zip((model, fewer, narrower), files):
                 export(one, path, x)
             dense, *others = (OnnxModel(path, threads=1) for path in files)
-            by = [float(compare(dense, one, x, trials=trials, threads=1)["speedup"].value) for one in others]
+            by = [
+                float(compare(dense, one, x, repetitions=trials, threads=1)["speedup"].value)
+                for one in others
+            ]
         rows.append(Row(f"{name}, ONNX Runtime, {which}", by[1], by[0], 1 / 1.15, "x"))
         print(
             *(f"  {row.what}: layers {row.peer:.2f}x, channels {row.ours:.2f}x" for row in rows[-2:]),

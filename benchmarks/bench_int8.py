@@ -227,7 +227,7 @@ def ratios(name: str, given: argparse.Namespace) -> dict[str, float]:
         found: dict[str, float] = {"agreement": reports["INT8"].after}
         for kind in kinds[1:]:
             file = OnnxModel(paths[kind], threads=1)
-            speedup = compare(dense, file, case.example, trials=given.trials, threads=1)["speedup"]
+            speedup = compare(dense, file, case.example, repetitions=given.trials, threads=1)["speedup"]
             report = reports.get(kind)
             noise = f", noise {report.noise:.1e}, {report.judged_by} {report.after:.4f}" if report else ""
             size = paths["dense"].stat().st_size / paths[kind].stat().st_size

@@ -67,7 +67,7 @@ def onnx(names: list[str], size: int, trials: int, round_to: int | None) -> int:
             paths = [Path(folder) / "dense.onnx", Path(folder) / "small.onnx"]
             done = [export(m, path, x) for m, path in zip((model, small.model), paths)]
             pair = [OnnxModel(path, threads=1) for path in paths]
-            found = compare(*pair, x, trials=trials, threads=1)["speedup"]
+            found = compare(*pair, x, repetitions=trials, threads=1)["speedup"]
         counted = macs(model, x) / macs(small.model, x)
         print(
             f"{name}: {counted:.2f}x fewer MACs, {found.text()}, outputs within {max(d.error for d in done):.0e}",
@@ -82,13 +82,13 @@ def keep(names: list[str], size: int, trials: int) -> int:
     for name in names:
         model, x = made(name, size)
         start = time.perf_counter()
-        budget = sc.budget.Latency(keep=0.5, trials=trials, threads=1)
+        budget = sc.budget.Latency(keep=0.5, repetitions=trials, threads=1)
         masks = sc.prune(
             model, "l2", "channel", budget, example=x, options=sc.PruneOptions(allow_collapse=True)
         )
         spent = time.perf_counter() - start
         small = sc.shrink(model, masks, x).model
-        found = compare(model, small, x, trials=trials, threads=1)["speedup"]
+        found = compare(model, small, x, repetitions=trials, threads=1)["speedup"]
         share = 1.0 / found.value
         print(
             f"{name}: {share:.3f} of the time on a re-measure ({found.text()}), found in {spent:.0f} s",

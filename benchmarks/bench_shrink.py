@@ -231,7 +231,7 @@ def speed(names: list[str]) -> None:
                 flush=True,
             )
             if not met:
-                reason = why(model, small, x, trials=9 if size < 100 else 2, threads=1)
+                reason = why(model, small, x, repetitions=9 if size < 100 else 2, threads=1)
                 print(f"{'':>16}  why: {reason.summary()}", flush=True)
 
 

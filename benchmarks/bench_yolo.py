@@ -42,7 +42,7 @@ def measured(name: str, given: argparse.Namespace, folder: Path) -> Row:
         )
         files[what] = sc.OnnxModel(exported, threads=1)
     image = torch.rand(1, 3, given.size, given.size)
-    found = sc.compare(files["dense"], files["small"], image, trials=given.trials, threads=1)
+    found = sc.compare(files["dense"], files["small"], image, repetitions=given.trials, threads=1)
     dense, cut, speedup = found
     before, after = (sum(p.numel() for p in net.parameters()) for net in (model, small.model))
     print(

@@ -108,7 +108,7 @@ ON_DEVICE: dict[str, Callable[[nn.Module, torch.Tensor, Batches], object]] = {
     "allocate": lambda m, x, d: sc.allocate(m, correct(d), "net_adapt", keep=0.5, example=x).shares,
     "bypassed": bypassed,
     "check_connected": lambda m, x, d: sc.check_connected(m, channels(m, x), x),
-    "compare": lambda m, x, d: len(sc.compare(m, copy.deepcopy(m), x, trials=len(d))),
+    "compare": lambda m, x, d: len(sc.compare(m, copy.deepcopy(m), x, repetitions=len(d))),
     "compensate": lambda m, x, d: numbers(sc.compensate(m, channels(m, x), [i for i, _ in d]).model),
     "error_bits": lambda m, x, d: sc.error_bits(
         m, sc.share(m, bits=3, data=[i for i, _ in d]), [i for i, _ in d], 3
@@ -134,8 +134,8 @@ ON_DEVICE: dict[str, Callable[[nn.Module, torch.Tensor, Batches], object]] = {
     "select": lambda m, x, d: [target.name for target in sc.select(m)],
     "share": share,
     "shrink": lambda m, x, d: numbers(sc.shrink(m, channels(m, x), x).model),
-    "two_of_four": lambda m, x, d: type(sc.two_of_four(m, x, trials=len(d))),
-    "why": lambda m, x, d: type(sc.why(m, copy.deepcopy(m), x, trials=len(d))),
+    "two_of_four": lambda m, x, d: type(sc.two_of_four(m, x, repetitions=len(d))),
+    "why": lambda m, x, d: type(sc.why(m, copy.deepcopy(m), x, repetitions=len(d))),
     "zero_dead_neurons": lambda m, x, d: dict(sc.zero_dead_neurons(m, [i for i, _ in d])),
 }  # fmt: skip
 FILES: dict[str, Callable[[nn.Module, torch.Tensor, Path], object]] = {

@@ -176,7 +176,7 @@ def test_what_is_fetched_does_not_grow_with_the_batches(
         if verb == "accuracy":
             return sc.measure(there, evaluate=data, what="accuracy")
         if verb == "latency":
-            return sc.measure(there, x, what="latency", trials=count)
+            return sc.measure(there, x, what="latency", repetitions=count)
         return sc.compensate(copy.deepcopy(there), masks, [x for x, _ in data])
 
     assert hidden(lambda: work(9)) == hidden(lambda: work(3))

@@ -118,7 +118,7 @@ def test_errors_say_what_to_do(model, tmp_path, monkeypatch):
 @needs_onnx
 def test_times_read_eager_and_onnx_runtime_in_turns(model, tmp_path):
     export(model, tmp_path / "m.onnx", X)
-    found = times(model, tmp_path / "m.onnx", X, trials=3)
+    found = times(model, tmp_path / "m.onnx", X, repetitions=3)
     assert found.names() == ["latency", "speedup"]
     assert [row.context.get("variant") for row in found[:2]] == ["eager", "onnx runtime"]
 

@@ -47,7 +47,7 @@ def test_a_shrunk_model_computes_the_same(ending, tmp_path):
         with torch.no_grad():
             assert torch.allclose(peer(x), small(x), atol=1e-5)
     assert any("batch is fixed" in note for note in done.notes) == (ending == ".pte")
-    assert times(small, path, X, trials=3).names() == ["latency", "speedup"]
+    assert times(small, path, X, repetitions=3).names() == ["latency", "speedup"]
 
 
 @pytest.mark.parametrize("ending", KINDS)

@@ -165,16 +165,20 @@ def test_latency_shrinks_and_measures_and_reads_no_time_twice(monkeypatch):
 
     monkeypatch.setattr("secateur.pruning.cost.compare", compare)
     monkeypatch.setattr("secateur.pruning.cost._TIMES", {})
-    masks = sc.prune(model, "l2", "channel", sc.budget.Latency(keep=0.5, trials=3, within=0.1), example=X)
+    masks = sc.prune(
+        model, "l2", "channel", sc.budget.Latency(keep=0.5, repetitions=3, within=0.1), example=X
+    )
     share = 0.1 + 0.9 * macs(sc.shrink(model, masks, X).model)[0] / dense
     assert 0.35 < share <= 0.5  # the next choice of this small model is above
     assert 1 <= len(calls) <= 6
     before = len(calls)
-    again = sc.prune(model, "l2", "channel", sc.budget.Latency(keep=0.5, trials=3, within=0.1), example=X)
+    again = sc.prune(
+        model, "l2", "channel", sc.budget.Latency(keep=0.5, repetitions=3, within=0.1), example=X
+    )
     assert again.digest() == masks.digest()
     assert len(calls) == before + 1  # all from the table, and the result read once more
     with pytest.raises(BudgetNotMetError, match=r"fastest of \d+ shrunk models takes .* of the dense time"):
-        sc.prune(model, "l2", "channel", sc.budget.Latency(keep=0.05, trials=3), example=X)
+        sc.prune(model, "l2", "channel", sc.budget.Latency(keep=0.05, repetitions=3), example=X)
     with pytest.raises(OptionError, match="zeros in place take as long"):
         sc.prune(model, "l2", "element", sc.budget.Latency(keep=0.5), example=X)
 
@@ -194,7 +198,7 @@ def test_a_time_that_hardly_follows_the_widths_is_said(monkeypatch):
         return sc.Measurements([*rows, Measurement("speedup", 1.0 / share)])
 
     monkeypatch.setattr("secateur.pruning.cost.compare", compare)
-    budget = sc.budget.Latency(keep=0.5, trials=3)
+    budget = sc.budget.Latency(keep=0.5, repetitions=3)
     never = 0.45
     monkeypatch.setattr("secateur.pruning.cost._TIMES", {})
     with pytest.warns(UserWarning, match=r"met with 7.81% of the multiply-accumulates, in 49% of the time"):
@@ -224,7 +228,9 @@ def test_a_lucky_reading_is_not_believed(monkeypatch):
 
     monkeypatch.setattr(meter, "compare", compare)
     monkeypatch.setattr(meter, "_TIMES", {})
-    masks = sc.prune(model, "l2", "channel", sc.budget.Latency(keep=0.5, trials=3, within=0.3), example=X)
+    masks = sc.prune(
+        model, "l2", "channel", sc.budget.Latency(keep=0.5, repetitions=3, within=0.3), example=X
+    )
     count = macs(sc.shrink(model, masks, X).model)[0]
     assert seen[count] >= 2
     assert (0.9 + 1.2) / 2 * count / dense <= 0.5

@@ -125,11 +125,11 @@ def test_latency_measures_how_many_layers_to_remove(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("secateur.pruning.cost.compare", compare)
     monkeypatch.setattr("secateur.pruning.cost._TIMES", {})
-    small = cut(built(idle_channels=4), sc.budget.Latency(keep=0.7, trials=3))
+    small = cut(built(idle_channels=4), sc.budget.Latency(keep=0.7, repetitions=3))
     assert len(small.model.blocks) == 2
     assert {blocks for blocks, _ in read} == {2, 3}, "no deeper cut is timed once layers alone are enough"
     with pytest.raises(BudgetNotMetError, match=r"fastest of \d+ shrunk models"):
-        cut(built(), sc.budget.Latency(keep=0.1, trials=3))
+        cut(built(), sc.budget.Latency(keep=0.1, repetitions=3))
 
 
 def test_the_same_model_is_saved_and_loaded(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from secateur import studies
 # The same studies, as small as they can be, where only the frame is looked at.
 TINY = [
     *("--set", "data.limit=60", "--set", "train.epochs=1", "--set", "retrain.epochs=1"),
-    *("--set", "retrained.trials=2", "--set", "retrained.batch=4"),
+    *("--set", "retrained.repetitions=2", "--set", "retrained.batch=4"),
 ]
 
 

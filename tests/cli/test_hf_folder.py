@@ -155,7 +155,7 @@ def test_what_cannot_be_written_is_said_before_the_work(secateur, classifier, tm
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     code, _, err = secateur("shrink", "clf", "--out", "full")
-    assert "full: expected a new folder, found one that is not empty" in err
+    assert "full: expected a new or an empty folder, found a folder that is not empty" in err
     assert code == 2
 
 

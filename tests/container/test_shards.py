@@ -232,7 +232,7 @@ def test_a_damaged_file_leaves_no_folder(tmp_path: Path) -> None:
 def test_a_folder_that_holds_something_is_not_written_to(tmp_path: Path) -> None:
     folder(tmp_path / "in")
     pack(tmp_path / "in", tmp_path / "m.sct")
-    with pytest.raises(OptionError, match="exists and is not an empty folder"):
+    with pytest.raises(OptionError, match="expected a new or an empty folder"):
         unpack(tmp_path / "m.sct", tmp_path / "in")
     (tmp_path / "empty").mkdir()
     unpack(tmp_path / "m.sct", tmp_path / "empty")

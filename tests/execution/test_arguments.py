@@ -30,7 +30,7 @@ def given() -> tuple[Net, sc.Masks, sc.Shrunk]:
 def test_verbs_take_the_model_out_of_a_result() -> None:
     model, _, small = given()
     assert sc.measure(small, what=["params"])["params"].value == 4 * 6 + 4 + 2 * 4 + 2
-    assert sc.compare(model, small, EXAMPLE, trials=3).names() == ["latency", "speedup"]
+    assert sc.compare(model, small, EXAMPLE, repetitions=3).names() == ["latency", "speedup"]
     assert [target.shape for target in sc.select(small)] == [(4, 6), (2, 4)]
     shared = sc.share(small, bits=1)
     assert sc.measure(shared, what="params")["params"].value == 38

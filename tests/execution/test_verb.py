@@ -115,11 +115,11 @@ def check_connected(model, folder):
 
 
 def compare(model, folder):
-    return sc.compare(small(), model, IMAGES[:1], trials=2)
+    return sc.compare(small(), model, IMAGES[:1], repetitions=2)
 
 
 def why(model, folder):
-    return sc.why(model, small(), IMAGES[:1], trials=2)
+    return sc.why(model, small(), IMAGES[:1], repetitions=2)
 
 
 def export(model, folder):
@@ -127,7 +127,7 @@ def export(model, folder):
 
 
 def two_of_four(model, folder):
-    return sc.two_of_four(model, IMAGES[:1], trials=2)
+    return sc.two_of_four(model, IMAGES[:1], repetitions=2)
 
 
 class Block(nn.Module):

@@ -37,7 +37,7 @@ BATCHES = [(torch.randn(5, 1, 4, 4), torch.randint(0, 3, (5,))) for _ in range(3
 
 # -- the table -----------------------------------------------------------------------------------------------
 def test_everything_that_can_be_measured_is():
-    table = sc.measure(net(), X, BATCHES, trials=3, context={"variant": "dense"})
+    table = sc.measure(net(), X, BATCHES, repetitions=3, context={"variant": "dense"})
     assert set(table.names()) == {
         "accuracy", "latency", "macs", "macs_nonzero", "memory", "params", "nonzeros", "size", "sparsity"
     }  # fmt: skip
@@ -74,9 +74,9 @@ def test_errors_of_the_table():
     ):
         measure(net(), what=["macs"])
     with pytest.raises(
-        UnknownNameError, match="measure: no option 'trial' of latency: did you mean 'trials'"
+        UnknownNameError, match="measure: no option 'repetition' of latency: did you mean 'repetitions'"
     ):
-        measure(net(), X, what="latency", trial=3)
+        measure(net(), X, what="latency", repetition=3)
     with pytest.raises(NothingToDoError, match="measure: what= names no measure; known: 'accuracy'"):
         measure(net(), what=[])
     with pytest.raises(MaskMismatchError, match="mask of 'w': Sequential has no such parameter"):
@@ -94,7 +94,7 @@ def test_the_model_is_left_as_found():
     gradient = model[0].weight.grad
     masks = sc.Masks({"5.weight": torch.zeros(3, 16, dtype=torch.bool)})
     random, threads = torch.get_rng_state(), torch.get_num_threads()
-    measure(model, x, BATCHES, masks=masks, trials=2, threads=1)
+    measure(model, x, BATCHES, masks=masks, repetitions=2, threads=1)
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert [m.training for m in model] == [True, False, True, True, True, True]
     assert model[0].weight.grad is gradient
@@ -180,7 +180,7 @@ class Sleeper(nn.Module):
 
 def test_latency_of_a_known_duration():
     model = Sleeper(0.004)
-    row = latency(model, torch.zeros(3, 2), trials=9)["latency"]
+    row = latency(model, torch.zeros(3, 2), repetitions=9)["latency"]
     assert row.unit == "ms"
     assert 4.0 <= row.value < 400
     assert len(row.trials) == 9
@@ -193,7 +193,7 @@ def test_latency_of_a_known_duration():
 
 def test_short_passes_are_read_several_at_a_time():
     model = Sleeper(0.0)
-    row = latency(model, torch.zeros(1), trials=3, warmup=2)["latency"]
+    row = latency(model, torch.zeros(1), repetitions=3, warmup=2)["latency"]
     assert model.calls > 3 * 5 + 2
     assert row.value < 1.0
     assert any(
@@ -210,7 +210,7 @@ def test_compare_takes_turns_and_gives_the_ratio():
             return super().forward(x)
 
     slow, fast = Logged(0.02), Logged(0.005)
-    table = compare(slow, fast, torch.zeros(1), trials=16, warmup=1, names=("dense", "small"))
+    table = compare(slow, fast, torch.zeros(1), repetitions=16, warmup=1, names=("dense", "small"))
     assert order[2:] == [0.02, 0.005, 0.005, 0.02] * 8
     assert [row.context.get("variant") for row in table] == ["dense", "small", None]
     row = table["speedup"]
@@ -222,15 +222,15 @@ def test_compare_takes_turns_and_gives_the_ratio():
 
 
 def test_compare_says_when_no_difference_was_shown():
-    table = compare(Sleeper(0.002), Sleeper(0.002), torch.zeros(1), trials=15, warmup=1)
+    table = compare(Sleeper(0.002), Sleeper(0.002), torch.zeros(1), repetitions=15, warmup=1)
     low, high = table["speedup"].spread["low"], table["speedup"].spread["high"]
     assert ("the interval contains 1: no difference shown" in table["speedup"].notes) == (low <= 1 <= high)
 
 
 def test_latency_errors():
     model = Sleeper(0.0)
-    with pytest.raises(OptionError, match=r"latency: expected at least 1 repetition \(trials=\), got 0"):
-        latency(model, X, trials=0)
+    with pytest.raises(OptionError, match=r"latency: expected at least 1 \(repetitions=\), got 0"):
+        latency(model, X, repetitions=0)
     with pytest.raises(OptionError, match="latency: expected at least 1 thread, got 0"):
         latency(model, X, threads=0)
     with pytest.raises(OptionError, match="compare: both models are the same object"):
@@ -398,10 +398,10 @@ def test_a_reading_that_was_interrupted_is_taken_again(monkeypatch):
 
     monkeypatch.setattr(sys.modules["secateur.metrics.latency"], "time", Clock)
     monkeypatch.setattr(sys.modules["secateur.metrics.latency"], "resource", None)
-    table = latency(Model(), torch.zeros(1, 2), trials=9, warmup=1)
+    table = latency(Model(), torch.zeros(1, 2), repetitions=9, warmup=1)
     assert table["latency"].trials == pytest.approx([2.0] * 9)
     monkeypatch.setattr(sys.modules["secateur.metrics.latency"], "_RETAKES", 0)
-    table = latency(Model(), torch.zeros(1, 2), trials=8, warmup=1)
+    table = latency(Model(), torch.zeros(1, 2), repetitions=8, warmup=1)
     assert sorted(table["latency"].trials) == pytest.approx([2.0] * 4 + [10.0] * 4)
 
 
@@ -414,12 +414,12 @@ def test_one_thread_is_kept_on_its_core_for_a_reading_only():
             seen.append(len(os.sched_getaffinity(0)))
             return x
 
-    found = latency(Model(), torch.zeros(1, 2), trials=2, warmup=1, threads=1)["latency"]
+    found = latency(Model(), torch.zeros(1, 2), repetitions=2, warmup=1, threads=1)["latency"]
     assert set(seen) == {1}
     assert "each on one core" in found.notes[0]
     assert os.sched_getaffinity(0) == before
     seen.clear()
-    latency(Model(), torch.zeros(1, 2), trials=2, warmup=1, threads=2)
+    latency(Model(), torch.zeros(1, 2), repetitions=2, warmup=1, threads=2)
     assert set(seen) == {len(before)}
 
 
@@ -461,7 +461,7 @@ def test_on_a_busy_processor_its_own_times_are_compared_and_a_note_says_so(monke
     monkeypatch.setattr(sys.modules["secateur.metrics.latency"], "time", clock)
     monkeypatch.setattr(sys.modules["secateur.metrics.latency"], "resource", None)
     monkeypatch.setattr(sys.modules["secateur.metrics.latency"], "_RETAKES", 20)
-    table = compare(Working(clock, 0.012), Working(clock, 0.003), torch.zeros(1, 2), trials=9, warmup=1)
+    table = compare(Working(clock, 0.012), Working(clock, 0.003), torch.zeros(1, 2), repetitions=9, warmup=1)
     speedup = table["speedup"]
     assert speedup.value == pytest.approx(4.0)
     assert speedup.spread["low"] == speedup.spread["high"] == pytest.approx(4.0)
@@ -477,7 +477,7 @@ def test_on_a_quiet_processor_the_clock_is_compared(monkeypatch) -> None:
     clock = Shared(1e9, 0.0)
     monkeypatch.setattr(sys.modules["secateur.metrics.latency"], "time", clock)
     monkeypatch.setattr(sys.modules["secateur.metrics.latency"], "resource", None)
-    table = compare(Working(clock, 0.012), Working(clock, 0.003), torch.zeros(1, 2), trials=9, warmup=1)
+    table = compare(Working(clock, 0.012), Working(clock, 0.003), torch.zeros(1, 2), repetitions=9, warmup=1)
     assert table["speedup"].value == pytest.approx(4.0)
     assert table["speedup"].definition.startswith("time of a / time of b")
     assert not any("interrupted" in note for row in table for note in row.notes)
@@ -498,7 +498,7 @@ def test_several_threads_that_get_the_processor_of_one_are_interrupted(monkeypat
     clock = Shared(1e9, 0.0)
     monkeypatch.setattr(sys.modules["secateur.metrics.latency"], "time", clock)
     monkeypatch.setattr(sys.modules["secateur.metrics.latency"], "resource", None)
-    found = latency(Threads(clock, 0.0), torch.zeros(1, 2), trials=9, warmup=2)["latency"]
+    found = latency(Threads(clock, 0.0), torch.zeros(1, 2), repetitions=9, warmup=2)["latency"]
     assert found.trials == pytest.approx([2.0] * 9)
 
 
@@ -532,11 +532,11 @@ def test_a_model_that_waits_is_compared_by_the_clock(monkeypatch) -> None:
     monkeypatch.setattr(sys.modules["secateur.metrics.latency"], "_switches", waits)
     models = Waiting(clock, 0.012), Waiting(clock, 0.003)
     busy = 0
-    speedup = compare(*models, torch.zeros(1, 2), trials=9, warmup=1)["speedup"]
+    speedup = compare(*models, torch.zeros(1, 2), repetitions=9, warmup=1)["speedup"]
     assert speedup.value == pytest.approx(14 / 5)
     assert speedup.notes == ()
     busy = 1
-    speedup = compare(*models, torch.zeros(1, 2), trials=9, warmup=1)["speedup"]
+    speedup = compare(*models, torch.zeros(1, 2), repetitions=9, warmup=1)["speedup"]
     assert speedup.value == pytest.approx(14 / 5)
     assert "do not rely on this ratio" in speedup.notes[0]
 

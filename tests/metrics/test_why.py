@@ -30,7 +30,7 @@ X = torch.ones(2, 3, 8, 8)
 def test_rows_count_and_time_every_layer_and_leave_the_models_alone():
     large, small = Block(32).train(), Block(13)
     before = {name: value.clone() for name, value in large.state_dict().items()}
-    found = why(large, small, X, trials=3)
+    found = why(large, small, X, repetitions=3)
     assert [row.name for row in found.rows] == ["conv", "norm", "act", "head"]
     assert found.rows[0].macs == (3 * 9 * 32 * 128, 3 * 9 * 13 * 128)
     assert found.rows[3].macs == (2 * 32 * 4, 2 * 13 * 4)
@@ -143,8 +143,8 @@ def test_layers_that_torch_ran_in_one_call_before_are_named_with_the_speed_that_
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
     model, x = nn.TransformerEncoder(layer, 1).eval(), torch.randn(2, 3, 16)
     small = sc.shrink(model, sc.prune(model, "l2", "channel", 0.5, example=x), x).model
-    times = sc.compare(model, small, x, trials=3, warmup=1)
-    found = why(model, small, x, trials=1, times=times)
+    times = sc.compare(model, small, x, repetitions=3, warmup=1)
+    found = why(model, small, x, repetitions=1, times=times)
     assert found.unfused
     assert f"such as {found.unfused[0]}, run one by one in the smaller model only" in found.summary()
     assert f"{times['speedup'].text()} as fast" in found.summary()

@@ -150,7 +150,7 @@ def test_measures_for_charts_on_a_model_worked_by_hand() -> None:
     assert of["activation_histogram", "0"].context["counts"] == [4, 0]
     assert of["activation_histogram", "0"].context["zeros"] == 4
     assert of["activation_histogram", "2"].value == 2
-    assert "weight_histogram" not in measure(model, torch.ones(1, 1, 2, 2), trials=1).names()
+    assert "weight_histogram" not in measure(model, torch.ones(1, 1, 2, 2), repetitions=1).names()
 
 
 def test_coupled_layers_share_a_group_and_a_colour() -> None:

@@ -448,7 +448,7 @@ def test_size_and_latency_are_costs_too(monkeypatch):
     assert found.allocate(keep=0.76, cost="size").cost == pytest.approx(151 / 200)
     assert found.allocate(keep=0.75, cost="size").sparsities == {"a": 0.5, "b": 0.5}
     untimed = Scan((Cell("a", 0.5, 8, 4, 0, 0.8),), dense=0.9)
-    with pytest.raises(OptionError, match="scan read no times; scan with trials="):
+    with pytest.raises(OptionError, match="scan read no times; scan with repetitions="):
         untimed.allocate(keep=0.5, cost="latency")
 
 
@@ -462,7 +462,7 @@ def test_times_of_the_shrunk_model_are_read_for_every_cell(batches, monkeypatch)
         return 1.0, 1.0 - 0.01 * sum(asked[-1].values())
 
     monkeypatch.setattr("secateur.pruning.cost.CostModel.time", time)
-    found = scan(model, batches, "channel", [0.34, 0.67], options=ScanOptions(trials=5))
+    found = scan(model, batches, "channel", [0.34, 0.67], options=ScanOptions(repetitions=5))
     assert asked == [{"0": 2, "2": 0}, {"0": 4, "2": 0}, {"0": 0, "2": 2}, {"0": 0, "2": 4}]
     assert [cell.time for cell in found.cells] == pytest.approx([0.98, 0.96, 0.98, 0.96])
     assert found.allocate(keep=0.94, cost="latency").cost == pytest.approx(0.94)

@@ -30,6 +30,7 @@ from secateur.adapters.hf_layers import built, per_layer, with_fewer_layers
 from secateur.adapters.promises import promise
 from secateur.adapters.served import ServeRequest, difference, serve
 from secateur.core.measurement import Measurements
+from secateur.core.new_folders import check_new_folder
 from secateur.errors import MissingExtraError, OptionError, ProofError
 from secateur.execution.undisturbed import undisturbed
 from secateur.execution.verb import verb
@@ -186,8 +187,7 @@ def _check(model: nn.Module, target: Path, options: HuggingFaceOptions) -> None:
         )
     if options.form not in _FORMS:
         raise OptionError(f"form: expected one of {', '.join(_FORMS)}, got {options.form!r}")
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise OptionError(f"{target}: expected a new or an empty folder; name another one")
+    check_new_folder(target)
 
 
 def _described(model: nn.Module, kind: type[nn.Module], form: str) -> tuple[str, Any, str]:

@@ -24,6 +24,7 @@ from secateur.adapters.programs import quiet
 from secateur.core.measurement import Measurement, Measurements
 from secateur.core.nested import tensors_in
 from secateur.core.out_of_memory import raise_if_out_of_memory
+from secateur.core.renamed import renamed
 from secateur.errors import DataError, MissingExtraError
 from secateur.execution.example import Example
 from secateur.metrics.latency import compare
@@ -149,12 +150,13 @@ WRITERS = {"openvino": _written(_openvino), "executorch": _written(_executorch)}
 """By format, the function that writes a program as a file."""
 
 
+@renamed(trials="repetitions")
 def times(
     model: nn.Module,
     path: str | os.PathLike[str],
     example: Example,
     *,
-    trials: int = 25,
+    repetitions: int = 25,
     threads: int | None = 1,
     compiled: bool = False,
 ) -> Measurements:
@@ -164,7 +166,7 @@ def times(
         model: The model that was exported.
         path: The .onnx, .xml or .pte file.
         example: What both are called with.
-        trials: How many pairs of readings.
+        repetitions: How many pairs of readings.
         threads: Threads of both.
         compiled: Whether to time `torch.compile` as well.
 
@@ -177,6 +179,6 @@ def times(
         peers.append(("torch.compile", torch.compile(model)))  # type: ignore[arg-type]
     rows: list[Measurement] = []
     for name, peer in peers:
-        found = compare(model, peer, example, trials=trials, threads=threads, names=("eager", name))
+        found = compare(model, peer, example, repetitions=repetitions, threads=threads, names=("eager", name))
         rows += found if not rows else found[1:]
     return Measurements(rows)

@@ -12,6 +12,7 @@ import copy
 import torch
 from torch import nn
 
+from secateur.core.renamed import renamed
 from secateur.execution.devices import device_of
 from secateur.execution.example import Example
 from secateur.execution.verb import verb
@@ -20,14 +21,15 @@ from secateur.metrics.latency import compare
 __all__ = ["has_two_of_four", "two_of_four"]
 
 
+@renamed(trials="repetitions")
 @verb
-def two_of_four(model: nn.Module, example: Example, *, trials: int = 25) -> str:
+def two_of_four(model: nn.Module, example: Example, *, repetitions: int = 25) -> str:
     """Measure the speed-up of a 2:4 pattern on this machine, or say why there is none.
 
     Args:
         model: The model, with 2:4 patterns in its linear layers.
         example: What it is called with.
-        trials: How many pairs of readings.
+        repetitions: How many pairs of readings.
 
     Returns:
         One sentence.
@@ -55,7 +57,7 @@ def two_of_four(model: nn.Module, example: Example, *, trials: int = 25) -> str:
                 converted += 1
     if not converted:
         return f"{none} no linear layer has 2:4 weights of a type and size the kernels take (half precision, 64 x 64)"
-    found = compare(model, sparse, example, trials=trials, names=("dense", "2:4"))["speedup"]
+    found = compare(model, sparse, example, repetitions=repetitions, names=("dense", "2:4"))["speedup"]
     return (
         f"2:4 sparsity in {converted} linear layers: {found.text()} on {torch.cuda.get_device_name(device)}"
     )

@@ -179,7 +179,7 @@ class Costs(Protocol):
         ...
 
     def time(
-        self, chosen: Mapping[str, torch.Tensor], trials: int, threads: int | None, again: bool = False
+        self, chosen: Mapping[str, torch.Tensor], repetitions: int, threads: int | None, again: bool = False
     ) -> tuple[float, float]:
         """(milliseconds, share of the dense model's time) of the shrunk model, both measured in turns."""
         ...

@@ -12,6 +12,7 @@ import torch
 from secateur.budget._cost_path import Path, Remaining, check_keep, costs_of
 from secateur.budget._depth import ROUGH, at_best_depth
 from secateur.budget._selection import Selection, check_share
+from secateur.core.renamed import renamed
 from secateur.core.user_warnings import warn
 from secateur.errors import BudgetNotMetError, OptionError
 
@@ -24,12 +25,13 @@ _LITTLE = (
 _CONFIRMED = 3  # positions beyond `most`, if the result did not hold
 
 
+@renamed(trials="repetitions")
 @dataclass(frozen=True)
 class Latency(Remaining):
     """Removes as few channels as needed for a forward pass on the example to take at most a given time.
 
     `ms` is the limit, or `keep` the share of the dense model's time. Every attempt really shrinks the model and reads
-    its time in turns with the dense one's (`trials` each, on `threads`; half of that far from the limit). Earlier
+    its time in turns with the dense one's (`repetitions` each, on `threads`; half of that far from the limit). Earlier
     readings of the same widths count as well, and the result has been read three times. Zeros in place save no time,
     only units that are cut out do: granularity "channel" or "head". The result is within `within` below the limit as
     measured, unless one unit more would exceed it or `most` models were read. `round_to` as for `Macs`. With
@@ -44,7 +46,7 @@ class Latency(Remaining):
 
     ms: float | None = None
     keep: float | None = None
-    trials: int = 25
+    repetitions: int = 25
     threads: int | None = None
     spread: str = "per_tensor"
     round_to: int | None = None
@@ -60,9 +62,9 @@ class Latency(Remaining):
             object.__setattr__(self, "keep", check_keep("Latency", self.keep))
         elif isinstance(self.ms, bool) or not isinstance(self.ms, (int, float)) or not self.ms > 0:
             raise OptionError(f"Latency ms: expected a number above 0, got {self.ms!r}")
-        if not 0.0 < self.within < 1.0 or self.most < 2 or self.trials < 1:
+        if not 0.0 < self.within < 1.0 or self.most < 2 or self.repetitions < 1:
             raise OptionError(
-                f"Latency: expected 0 < within < 1, most of at least 2 and trials of at least 1, got {self}"
+                f"Latency: expected 0 < within < 1, most of at least 2 and repetitions of at least 1, got {self}"
             )
         self.check_spread()
 
@@ -80,10 +82,10 @@ class Latency(Remaining):
         def search(path: Path, rough: bool) -> dict[str, torch.Tensor]:
             def read(position: int, again: bool) -> float:
                 # far from the limit a rough reading is enough; repeated readings are averaged with the earlier ones
-                trials = self.trials if again else max(3, self.trials // 2)
-                return float(costs.time(path.at(position), trials, self.threads, again=again)[which])
+                repetitions = self.repetitions if again else max(3, self.repetitions // 2)
+                return float(costs.time(path.at(position), repetitions, self.threads, again=again)[which])
 
-            start = float(costs.time(path.at(0), self.trials, self.threads)[which])
+            start = float(costs.time(path.at(0), self.repetitions, self.threads)[which])
             if start <= limit:
                 return path.at(0)
             times = LatencySearch(
@@ -156,7 +158,7 @@ class LatencySearch:
             self._look(position)
             looks = 0
             while self._good(position) and looks < self.again:
-                self._look(position)  # once more, with all trials
+                self._look(position)  # once more, with all repetitions
                 looks += 1
             if self._good(position) and position != self.last:  # its end removes all: fewer may do as well
                 return position

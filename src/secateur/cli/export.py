@@ -139,7 +139,7 @@ def export(
             net,
             out,
             example,
-            trials=repetitions_of(timing.repetitions, timing.trials),
+            repetitions=repetitions_of(timing.repetitions, timing.trials),
             threads=timing.threads,
             compiled=True,
         )

@@ -83,7 +83,9 @@ def measure(model: InputFlags, flags: MeasureFlags, device: Device = None, *, ou
     if has_two_of_four(net):
         say(
             two_of_four(
-                net, model.example(net, flags.batch), trials=repetitions_of(flags.repetitions, flags.trials)
+                net,
+                model.example(net, flags.batch),
+                repetitions=repetitions_of(flags.repetitions, flags.trials),
             )
         )
     if gain is not None:
@@ -103,7 +105,7 @@ def _measured(net: nn.Module, model: InputFlags, flags: MeasureFlags, where: str
     from secateur.metrics.accuracy import RETURNED
 
     timing: dict[str, Any] = (
-        {"trials": repetitions_of(flags.repetitions, flags.trials)} if flags.timed() else {}
+        {"repetitions": repetitions_of(flags.repetitions, flags.trials)} if flags.timed() else {}
     )
     if flags.data is None:
         judge = None if flags.evaluate is None else evaluator(flags.evaluate, None)
@@ -150,7 +152,11 @@ def _against_dense(
     counts = [float(take(one, example, what="macs")["macs"].value) for one in (dense, net)]
     fewer = counts[0] / max(1.0, counts[1])
     times = compare(
-        dense, net, example, trials=repetitions_of(flags.repetitions, flags.trials), names=("dense", "shrunk")
+        dense,
+        net,
+        example,
+        repetitions=repetitions_of(flags.repetitions, flags.trials),
+        names=("dense", "shrunk"),
     )
     speedup = times["speedup"]
     reason = str(why(dense, net, example, times=times)) if speedup.value < AS_COUNTED * fewer else ""

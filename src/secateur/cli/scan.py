@@ -193,7 +193,7 @@ def scan(
             subset=flags.subset,
             estimate=flags.estimate,
             loss=functional.cross_entropy if flags.estimate else None,
-            trials=repetitions_of(flags.repetitions, flags.trials),
+            repetitions=repetitions_of(flags.repetitions, flags.trials),
             quick=flags.quick,
             workers=work.workers if work.workers == 1 else None,
             engine=work.pool(),

@@ -272,7 +272,7 @@ def shrink(
     counts = ["params", "macs", "size"] + ([] if judge is None else ["accuracy"])
     before, after = (take(one, example, judge, what=counts) for one in (net, small.model))
     times = compare(
-        net, small.model, example, trials=repetitions_of(repetitions, trials), names=("before", "after")
+        net, small.model, example, repetitions=repetitions_of(repetitions, trials), names=("before", "after")
     )
     if output.json:
         rows = [*before.within({"variant": "before"}), *after.within({"variant": "after"}), *times]

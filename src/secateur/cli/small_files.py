@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from secateur.core.new_folders import check_new_folder
 from secateur.core.terminal import printable, say
 from secateur.errors import OptionError
 
@@ -60,8 +61,7 @@ def check_out(out: Path, model: nn.Module) -> None:
             f"{out}: a folder is written of a Hugging Face model, and this is {type(model).__name__}; expected a file "
             f"that ends in .sct, such as {out}.sct"
         )
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise OptionError(f"{out}: expected a new folder, found one that is not empty; name another")
+    check_new_folder(out)
 
 
 def write_folder(model: nn.Module | Shrunk, out: Path, example: Any, source: Path | None) -> SavedFolder:
@@ -85,17 +85,13 @@ def write_folder(model: nn.Module | Shrunk, out: Path, example: Any, source: Pat
 
 def _tokenizer(source: Path) -> Any:
     """The tokenizer or image processor of a folder; None where transformers can read none."""
-    import transformers
+    from secateur.streaming.tokenizers import IMAGES, TEXTS, read_tokenizer
 
-    from secateur.core.out_of_memory import raise_if_out_of_memory
-
-    for kind in (transformers.AutoTokenizer, transformers.AutoImageProcessor):
-        try:
-            return kind.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # transformers raises whatever the values of a changed file lead to
-            raise_if_out_of_memory(error)
-    say(
-        f"{printable(str(source))}: has no tokenizer that transformers can read, so none goes along",
-        error=True,
-    )
-    return None
+    try:
+        return read_tokenizer(source, TEXTS, IMAGES)
+    except OptionError:
+        say(
+            f"{printable(str(source))}: has no tokenizer that transformers can read, so none goes along",
+            error=True,
+        )
+        return None

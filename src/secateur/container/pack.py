@@ -41,7 +41,7 @@ from secateur.container.resuming import (
     resumable,
     resumed_writer,
 )
-from secateur.container.shards import ShardLayout, check_new_folder, check_no_shard, open_source
+from secateur.container.shards import ShardLayout, check_no_shard, check_place, open_source
 from secateur.container.unpacked_files import OutFile, UnpackedFiles
 from secateur.container.worker_pool import TensorWorkers, worker_count
 from secateur.container.writer import Writer
@@ -370,7 +370,7 @@ def _write_unpacked(
     """Write the file or the folder, or continue it; returns the bytes of the files with tensors."""
     layout = None
     if "shards" in archive.texts and path_out.suffix != ".safetensors":
-        check_new_folder(path_out)
+        check_place(path_out)
         raw = tensors.read_text(archive.texts["shards"], "the layout of the shards", archive.limits.text)
         layout = ShardLayout.from_json(raw, entries)
         files = [OutFile(shard.file, shard.header, shard.entries) for shard in layout.shards]

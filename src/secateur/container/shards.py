@@ -30,10 +30,11 @@ from secateur.coding.room import Room
 from secateur.container.checkpoint import Checkpoint, Shard, canonical_header, open_checkpoint
 from secateur.container.format import Entry
 from secateur.core.json_text import Json, is_count, parse, texts_of
+from secateur.core.new_folders import check_new_folder
 from secateur.core.safetensors_header import MOST_HEADER, read_header
 from secateur.errors import DataError, FormatError, OptionError, SecateurError
 
-__all__ = ["INDEX", "ShardLayout", "check_new_folder", "open_source"]
+__all__ = ["INDEX", "ShardLayout", "check_place", "open_source"]
 
 INDEX = ".safetensors.index.json"
 _ENDING = ".safetensors"
@@ -294,8 +295,8 @@ def _shard(field: Json, entries: Sequence[Entry], first: int, where: str) -> Sha
     return Shard(name, header, mine, metadata)
 
 
-def check_new_folder(path: Path) -> None:
-    """Raise unless a folder of this name can be written.
+def check_place(path: Path) -> None:
+    """Raise unless a folder of this name can be made and written.
 
     Args:
         path: The folder. It must not exist, or be empty.
@@ -303,8 +304,7 @@ def check_new_folder(path: Path) -> None:
     Raises:
         OptionError: There is something under this name, or no folder to make it in.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise OptionError(f"{path}: exists and is not an empty folder; name a new folder")
+    check_new_folder(path)
     if not path.absolute().parent.is_dir():
         raise OptionError(f"{path}: there is no folder {path.absolute().parent}; create it first")
 

@@ -9,7 +9,8 @@ In reading order: `targets` (which weights of a model can be pruned), `context` 
 
 Helpers that every room uses: `nested` (tensors in nested values), `pareto`, `optimizers`, `fetching` (many numbers from
 a device at once), `model_kinds` (wrappers are taken off, other kinds refused), `cut_mark` (models that were cut),
-`interrupts`, `out_of_memory`, `user_warnings`, `missing_files` (what errors say), `html_table` and `plotting` (values
+`interrupts`, `out_of_memory`, `user_warnings`, `missing_files` (what errors say), `new_folders` (what may be written),
+`renamed` (arguments by their old names), `html_table` and `plotting` (values
 in notebooks).
 
 >>> import torch

@@ -28,6 +28,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import Field, PrivateAttr, SerializeAsAny, ValidationError, field_validator
 
+from secateur.core.user_warnings import warn
 from secateur.errors import RecipeError, UnknownNameError, near
 from secateur.lab import grid as grids
 from secateur.lab import steps as step_kinds
@@ -342,8 +343,21 @@ def _step(table: Table, source: str, index: int) -> Step:
         raise RecipeError(f"{source}: step {index + 1}: unknown kind {kind!r}: {near(kind, known)}") from None
     options = {key: value for key, value in table.items() if key != "kind"}
     where = f"step {table['label']!r}" if table["label"] != kind else f"step {kind!r}"
+    _rename(options, cls.renamed, f"{source}: {where}")
     _known_keys(cls, options, source, where)
     return _validate(cls, options, f"{source}: {where}")
+
+
+def _rename(options: dict[str, object], names: Mapping[str, str], where: str) -> None:
+    """Give options their present names."""
+    for old in names.keys() & options.keys():
+        new = names[old]
+        if new in options:
+            raise RecipeError(f"{where}: {old!r} is the old name of {new!r}; give {new!r} alone")
+        warn(
+            f"{where}: {old!r} is called {new!r} now; the old word will be removed in 1.0", DeprecationWarning
+        )
+        options[new] = options.pop(old)
 
 
 def _known_keys(

@@ -36,6 +36,7 @@ from torch import nn
 
 from secateur.core.masks import Masks
 from secateur.core.measurement import Measurement, Measurements
+from secateur.core.renamed import renamed
 from secateur.errors import NothingToDoError, OptionError, UnknownNameError, near
 from secateur.execution.example import Example
 from secateur.execution.verb import verb
@@ -57,6 +58,7 @@ def names() -> list[str]:
     return _REGISTRY.names()
 
 
+@renamed(trials="repetitions")
 @verb
 def measure(
     model: nn.Module,
@@ -78,7 +80,7 @@ def measure(
         masks: Counted as if applied; the model need not be masked.
         what: The measures wanted, or rows that they give; by default all for which enough is given.
         context: Put on every row, for reports to group by.
-        **options: Go to the measures that know them: `bias=True` to the MACs, `trials=25` to the latency.
+        **options: Go to the measures that know them: `bias=True` to the MACs, `repetitions=25` to the latency.
 
     Returns:
         The table, one row or more for each measure.

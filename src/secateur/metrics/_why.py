@@ -14,7 +14,7 @@ supports:
 >>> from torch import nn
 >>> large = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 8))
 >>> small = nn.Sequential(nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, 8))
->>> found = why(large, small, torch.zeros(16, 256), trials=3)
+>>> found = why(large, small, torch.zeros(16, 256), repetitions=3)
 >>> [(row.name, row.macs) for row in found.rows]
 [('0', (2097152, 262144)), ('1', (0, 0)), ('2', (65536, 8192))]
 """
@@ -33,6 +33,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from secateur.core.measurement import Measurement, Measurements
+from secateur.core.renamed import renamed
 from secateur.errors import DataError
 from secateur.execution.calling import call, evaluating
 from secateur.execution.devices import device_of, sync
@@ -154,13 +155,14 @@ class Why:
         return "\n".join([*table, self.summary()])
 
 
+@renamed(trials="repetitions")
 @verb
 def why(
     before: nn.Module,
     after: nn.Module,
     example: Example,
     *,
-    trials: int = 9,
+    repetitions: int = 9,
     threads: int | None = None,
     times: Measurements | None = None,
 ) -> Why:
@@ -171,7 +173,7 @@ def why(
         before: The larger model.
         after: The smaller model, such as its shrunk copy.
         example: What both are called with.
-        trials: Readings of each layer, taken in turns; medians are shown.
+        repetitions: Readings of each layer, taken in turns; medians are shown.
         threads: Threads of torch during the measurement.
         times: What `sc.compare(before, after, example)` gave, so that the whole models are not timed again; None
             times them.
@@ -195,7 +197,7 @@ def why(
         rows = []
         for name in names:
             one, two = calls[0][name], calls[1][name]
-            ms = _turns([_run(one, device), _run(two, device)], trials)
+            ms = _turns([_run(one, device), _run(two, device)], repetitions)
             row = LayerTime(
                 name,
                 type(one.module).__name__,
@@ -203,11 +205,11 @@ def why(
                 (ms[0], ms[1]),
                 (one.moved, two.moved),
             )
-            rows.append(_explained(row, two, device, trials))
+            rows.append(_explained(row, two, device, repetitions))
         used = torch.get_num_threads()
     whole = times
     if whole is None:
-        whole = compare(before, after, example, trials=max(trials, 3), threads=threads)
+        whole = compare(before, after, example, repetitions=max(repetitions, 3), threads=threads)
     plural = "" if used == 1 else "s"
     where = f"{used} thread{plural} of the CPU" if device.type == "cpu" else device.type
     total = (int(counts[0].value), int(counts[1].value))
@@ -277,47 +279,47 @@ def _run(one: _Call, device: torch.device) -> Callable[[], float]:
     return reading
 
 
-def _turns(runs: list[Callable[[], float]], trials: int) -> list[float]:
+def _turns(runs: list[Callable[[], float]], repetitions: int) -> list[float]:
     """The median reading of each, taken in turns."""
     readings: list[list[float]] = [[] for _ in runs]
-    for turn in range(max(1, trials)):
+    for turn in range(max(1, repetitions)):
         for which in range(len(runs)) if turn % 2 == 0 else reversed(range(len(runs))):
             readings[which].append(runs[which]())
     return [statistics.median(values) for values in readings]
 
 
-def _explained(row: LayerTime, after: _Call, device: torch.device, trials: int) -> LayerTime:
+def _explained(row: LayerTime, after: _Call, device: torch.device, repetitions: int) -> LayerTime:
     """The row with its reason, where its time fell less than its products."""
     ratio = row.ms[1] / row.ms[0]
     expected = row.macs[1] / row.macs[0] if row.macs[0] else row.moved[1] / max(1, row.moved[0])
     if row.macs[0] == 0:
-        reason = _moving(row, after, device, trials) if ratio > expected * _SLOWER or ratio > 0.8 else ""
+        reason = _moving(row, after, device, repetitions) if ratio > expected * _SLOWER or ratio > 0.8 else ""
     elif expected >= 1.0 or ratio <= expected * _SLOWER:
         reason = ""
     else:
-        reason = _reason(row, after, device, trials)
+        reason = _reason(row, after, device, repetitions)
     return LayerTime(row.name, row.kind, row.macs, row.ms, row.moved, reason)
 
 
-def _moving(row: LayerTime, after: _Call, device: torch.device, trials: int) -> str:
+def _moving(row: LayerTime, after: _Call, device: torch.device, repetitions: int) -> str:
     """Why a layer without products is no faster."""
     floor = _resized(after, tiny=True)
     if floor is not None:
-        least, _ = _turns([_run(floor, device), _run(after, device)], min(5, trials))
+        least, _ = _turns([_run(floor, device), _run(after, device)], min(5, repetitions))
         if least > 0.5 * row.ms[1]:
             return f"launch overhead: {least:.3f} ms on a tiny input"
     return f"no products: moves {_bytes(row.moved[0])} -> {_bytes(row.moved[1])}"
 
 
-def _reason(row: LayerTime, after: _Call, device: torch.device, trials: int) -> str:
+def _reason(row: LayerTime, after: _Call, device: torch.device, repetitions: int) -> str:
     floor = _resized(after, tiny=True)
     if floor is not None:
-        least, _ = _turns([_run(floor, device), _run(after, device)], min(5, trials))
+        least, _ = _turns([_run(floor, device), _run(after, device)], min(5, repetitions))
         if least > 0.5 * row.ms[1]:
             return f"launch overhead: {least:.3f} ms on a tiny input"
     wide = _resized(after, tiny=False)
     if wide is not None:
-        rounded, odd = _turns([_run(wide, device), _run(after, device)], min(5, trials))
+        rounded, odd = _turns([_run(wide, device), _run(after, device)], min(5, repetitions))
         if rounded <= odd:
             sizes = f"{_widths(after.module)} is no faster than {_widths(wide.module)}"
             return f"odd width: {sizes}; shrink with round_to=8"

@@ -3,10 +3,10 @@
 >>> import torch
 >>> from torch import nn
 >>> small, large = nn.Linear(8, 8), nn.Linear(512, 512)
->>> table = latency(small, torch.zeros(1, 8), trials=5)
+>>> table = latency(small, torch.zeros(1, 8), repetitions=5)
 >>> len(table["latency"].trials), table["latency"].unit
 (5, 'ms')
->>> pair = compare(large, small, torch.zeros(1, 512), torch.zeros(1, 8), trials=5, names=("large", "small"))
+>>> pair = compare(large, small, torch.zeros(1, 512), torch.zeros(1, 8), repetitions=5, names=("large", "small"))
 >>> pair.names(), [row.context for row in pair[:2]]
 (['latency', 'speedup'], [{'variant': 'large'}, {'variant': 'small'}])
 
@@ -38,6 +38,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from secateur.core.measurement import Measurement, Measurements
+from secateur.core.renamed import renamed
 from secateur.errors import OptionError
 from secateur.execution.calling import call, describe, evaluating
 from secateur.execution.devices import device_of, sync
@@ -75,11 +76,12 @@ class _Reading:
     waited: bool
 
 
+@renamed(trials="repetitions")
 def latency(
     model: nn.Module,
     example: Example,
     *,
-    trials: int = 25,
+    repetitions: int = 25,
     warmup: int | None = None,
     threads: int | None = None,
 ) -> Measurements:
@@ -94,14 +96,15 @@ def latency(
     Args:
         model: The model.
         example: What it is called with.
-        trials: How many readings.
+        repetitions: How many readings.
         warmup: How many passes before the first reading; None runs until the time settles.
         threads: Threads of torch during the measurement.
     """
-    readings, notes = _readings([(model, example)], trials, warmup, threads)
+    readings, notes = _readings([(model, example)], repetitions, warmup, threads)
     return Measurements([_row(readings[0], example, notes[0])])
 
 
+@renamed(trials="repetitions")
 @verb
 def compare(
     a: nn.Module,
@@ -109,7 +112,7 @@ def compare(
     example: Example,
     example_b: Example = None,
     *,
-    trials: int = 25,
+    repetitions: int = 25,
     warmup: int | None = None,
     threads: int | None = None,
     names: tuple[str, str] = ("a", "b"),
@@ -125,7 +128,7 @@ def compare(
         b: The second model.
         example: What both are called with.
         example_b: What `b` is called with, where it takes another input.
-        trials: How many pairs of readings.
+        repetitions: How many pairs of readings.
         warmup: How many passes before the first reading; None runs until the time settles.
         threads: Threads of torch during the measurement.
         names: The names of the two in the table.
@@ -134,7 +137,7 @@ def compare(
         Three rows: both latencies and `speedup`.
     """
     second = example if example_b is None else example_b
-    readings, notes = _readings([(a, example), (b, second)], trials, warmup, threads)
+    readings, notes = _readings([(a, example), (b, second)], repetitions, warmup, threads)
     rows = [_row(readings[i], (example, second)[i], notes[i], {"variant": names[i]}) for i in range(2)]
     ratios = [x.ms / y.ms for x, y in zip(*readings, strict=True)]
     what, note = "time", tuple[str, ...]()
@@ -150,7 +153,7 @@ def compare(
             note = (
                 "the processor was busy with other work: do not rely on this ratio, measure again when it is not",
             )
-    meaning = f"{what} of {names[0]} / {what} of {names[1]}, median over {trials} interleaved pairs"
+    meaning = f"{what} of {names[0]} / {what} of {names[1]}, median over {repetitions} interleaved pairs"
     spread, few = _spread(ratios)
     unsure = spread["low"] <= 1.0 <= spread["high"]
     verdict = ("the interval contains 1: no difference shown",) if unsure else ()
@@ -195,11 +198,11 @@ def median_interval(readings: Sequence[float], confidence: float = 0.95) -> tupl
 
 
 def _readings(
-    pairs: list[tuple[nn.Module, Example]], trials: int, warmup: int | None, threads: int | None
+    pairs: list[tuple[nn.Module, Example]], repetitions: int, warmup: int | None, threads: int | None
 ) -> tuple[list[list[_Reading]], list[tuple[str, ...]]]:
-    """Readings of each model: `trials` of each, read in turns whose order alternates."""
-    if trials < 1:
-        raise OptionError(f"latency: expected at least 1 repetition (trials=), got {trials}")
+    """Readings of each model: `repetitions` of each, read in turns whose order alternates."""
+    if repetitions < 1:
+        raise OptionError(f"latency: expected at least 1 (repetitions=), got {repetitions}")
     if threads is not None and threads < 1:
         raise OptionError(f"latency: expected at least 1 thread, got {threads}")
     if len(pairs) == 2 and pairs[0][0] is pairs[1][0] and pairs[0][1] is pairs[1][1]:
@@ -210,7 +213,7 @@ def _readings(
         if threads is not None:
             torch.set_num_threads(threads)
         gc.disable()  # a garbage collection within a reading is not the model's time
-        return _in_turns(pairs, trials, warmup)
+        return _in_turns(pairs, repetitions, warmup)
     finally:
         if collecting:
             gc.enable()
@@ -218,7 +221,7 @@ def _readings(
 
 
 def _in_turns(
-    pairs: list[tuple[nn.Module, Example]], trials: int, warmup: int | None
+    pairs: list[tuple[nn.Module, Example]], repetitions: int, warmup: int | None
 ) -> tuple[list[list[_Reading]], list[tuple[str, ...]]]:
     runs: list[Callable[[], _Reading]] = []
     notes: list[tuple[str, ...]] = []
@@ -227,7 +230,7 @@ def _in_turns(
         run, note = _prepared(model, example, warmup)
         runs.append(run)
         notes.append(note)
-    for turn in range(trials):
+    for turn in range(repetitions):
         order = range(len(runs)) if turn % 2 == 0 else reversed(range(len(runs)))
         for which in order:
             readings[which].append(runs[which]())

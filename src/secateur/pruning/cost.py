@@ -226,13 +226,13 @@ class CostModel:
         return saved.size
 
     def time(
-        self, chosen: Mapping[str, torch.Tensor], trials: int, threads: int | None, again: bool = False
+        self, chosen: Mapping[str, torch.Tensor], repetitions: int, threads: int | None, again: bool = False
     ) -> tuple[float, float]:
         """(milliseconds, share of the dense model's time) of the shrunk model, both measured in turns on this machine.
 
         Args:
             chosen: Which units remain, by the list's name.
-            trials: How many times each model is timed.
+            repetitions: How many times each model is timed.
             threads: The threads of the processor; None for torch's own setting.
             again: Whether to measure although these widths were measured before. Medians are over all measurements.
 
@@ -253,11 +253,11 @@ class CostModel:
         if not times.ms or again:
             if small is None:
                 # the dense model compared with itself would show noise alone; its own time is enough
-                found = latency(model, self._example, trials=trials, threads=threads)
+                found = latency(model, self._example, repetitions=repetitions, threads=threads)
                 times.ms += _readings(found[0])
                 times.by_clock.append(1.0)
             else:
-                found = compare(self.model, model, self._example, trials=trials, threads=threads)
+                found = compare(self.model, model, self._example, repetitions=repetitions, threads=threads)
                 times.ms += _readings(found[1])
                 shares = times.by_processor if by_own_time(found["speedup"]) else times.by_clock
                 shares += [1.0 / ratio for ratio in _readings(found["speedup"])]

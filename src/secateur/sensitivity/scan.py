@@ -32,6 +32,7 @@ from secateur.budget import Limits
 from secateur.core.context import Context, Loss
 from secateur.core.masks import Masks
 from secateur.core.model_kinds import plain_model
+from secateur.core.renamed import renamed
 from secateur.core.targets import Pattern
 from secateur.criteria import Criterion, CriterionLike
 from secateur.errors import OptionError, StoreError
@@ -56,6 +57,7 @@ LEVELS = tuple(round(0.1 * step, 1) for step in range(1, 10))
 """The sparsities that are tried by default: 0.1, 0.2 ... 0.9."""
 
 
+@renamed(trials="repetitions")
 @dataclass(frozen=True)
 class ScanOptions:
     """The rarer options of `scan`.
@@ -68,7 +70,7 @@ class ScanOptions:
         higher_is_better: Whether a higher value of `evaluate` is better; False for a loss.
         subset: How many examples of the batches are used, the first ones; each value then has a 95 % interval.
         estimate: A criterion, such as "taylor", whose sum over the removed units is given beside the measured value.
-        trials: How many times the latency of the model shrunk by each cell alone is read (granularity "channel").
+        repetitions: How many times the latency of the model shrunk by each cell alone is read (granularity "channel").
         quick: Whether batches are evaluated by a faster forward pass (batch norm folded, channels last, bfloat16 where
             the processor has it); images whose margin is not well above the rounding measured are evaluated again
             exactly.
@@ -93,7 +95,7 @@ class ScanOptions:
     higher_is_better: bool = True
     subset: int | None = None
     estimate: CriterionLike | None = None
-    trials: int = 0
+    repetitions: int = 0
     quick: bool = True
     workers: int | None = None
     engine: CallPool | None = None
@@ -105,9 +107,9 @@ class ScanOptions:
 
     def __post_init__(self) -> None:
         workers = 1 if self.workers is None else self.workers
-        if workers < 1 or self.trials < 0:
+        if workers < 1 or self.repetitions < 0:
             raise OptionError(
-                f"scan: expected workers of at least 1 and trials of at least 0, got {workers}, {self.trials}"
+                f"scan: expected workers of at least 1 and repetitions of at least 0, got {workers}, {self.repetitions}"
             )
         if self.engine is not None and workers > 1:
             raise OptionError("scan: workers and engine both distribute the layers; give only one of them")
@@ -168,7 +170,7 @@ def scan(
     measured = _Measuring(scored, plans, file, asked)
     measured.run(model, evaluation)
     estimate, rises = _estimates(scored, asked)
-    costs = CostModel(model, scored.units, context) if asked.trials else None
+    costs = CostModel(model, scored.units, context) if asked.repetitions else None
     return Scan(
         cells=tuple(measured.cells(rises, costs)),
         dense=measured.values["dense"][0],
@@ -297,7 +299,9 @@ class _Measuring:
                 latency = None
                 if costs is not None:
                     chosen = {each.name: torch.ones(each.count, dtype=torch.bool) for each in units_of}
-                    latency = costs.time({**chosen, units.name: cell.keep}, self._options.trials, None)[1]
+                    latency = costs.time({**chosen, units.name: cell.keep}, self._options.repetitions, None)[
+                        1
+                    ]
                 removed = cell.masks.numel - cell.masks.kept
                 yield Cell(
                     units.name, cell.sparsity, units.count, cell.removed, removed, value, interval,

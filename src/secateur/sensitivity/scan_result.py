@@ -172,8 +172,8 @@ class Scan:
                 level does).
             keep: Take the least predicted loss while at most this share of `cost` remains.
             cost: "macs" or "params" (over the scanned lists), "size" (their bytes once coded, estimated from the
-                counts), or "latency" (of the whole model, from the times that `scan(trials=...)` read with one list
-                cut at a time).
+                counts), or "latency" (of the whole model, from the times that `scan(repetitions=...)` read with one
+                list cut at a time).
 
         Raises:
             BudgetNotMetError: No combination keeps as little as `keep`.
@@ -227,8 +227,8 @@ class Scan:
             times = [cell.time for cell in rows]
             if any(time is None for time in times):
                 raise OptionError(
-                    "allocate: the scan read no times; scan with trials= (and granularity 'channel', as zeros in place "
-                    "save no time)"
+                    "allocate: the scan read no times; scan with repetitions= (and granularity 'channel', as zeros in "
+                    "place save no time)"
                 )
             # each list is given an even share of the whole, less its own saving, so that the lists add up to the whole
             share = 1.0 / len(self.names)
@@ -237,7 +237,7 @@ class Scan:
             known = ", ".join(self.costs) or "none"
             raise OptionError(
                 f"allocate: the scan knows no costs in {cost!r} (known: {known}); scan with example= for macs, with "
-                "trials= for latency"
+                "repetitions= for latency"
             )
         dense = self.costs[cost][name]
         if cost == "size":

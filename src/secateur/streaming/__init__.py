@@ -8,7 +8,7 @@ with `threshold` (one threshold for all tensors, in passes), `shared` (`share_ch
 (`inspect_checkpoint`); then `blocks` (a model of which one block at a time has weights), `block_work` (the work on one
 block), `block_runs` (all blocks, here or on a Ray cluster), `compensated` (`compensate_checkpoint`: criteria on data,
 and the remaining weights refitted), `shrunk` (`shrink_checkpoint`: channels and heads cut out) and `sequences` (tokens
-of a text to calibrate on).
+of a text to calibrate on, by the model's own `tokenizers`).
 
 >>> import pathlib, tempfile, torch
 >>> from safetensors.torch import load_file, save_file

@@ -29,6 +29,7 @@ from secateur.container.resuming import (
 from secateur.container.shards import ShardLayout, check_no_shard
 from secateur.core.atomic_files import atomic_open, atomic_write
 from secateur.core.json_text import Json
+from secateur.core.new_folders import check_new_folder
 from secateur.errors import DataError, OptionError
 
 __all__ = [
@@ -119,8 +120,7 @@ def check_target(checkpoint: Checkpoint, target: Path) -> None:
             raise OptionError(f"{target}: is the file that is read; name another one to write")
         check_no_shard(target)
         return
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise OptionError(f"{target}: exists and is not an empty folder; name a new folder")
+    check_new_folder(target)
     if not checkpoint.shards:
         raise OptionError(
             f"{target}: expected a name that ends in .safetensors or .sct for {checkpoint.path.name}, one file; "

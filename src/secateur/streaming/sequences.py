@@ -23,8 +23,8 @@ import torch
 from secateur.container.arrays import to_tensor
 from secateur.container.checkpoint import open_checkpoint
 from secateur.core.json_text import is_count, parse
-from secateur.core.out_of_memory import raise_if_out_of_memory
-from secateur.errors import DataError, MissingExtraError, OptionError
+from secateur.errors import DataError, OptionError
+from secateur.streaming.tokenizers import read_tokenizer
 
 __all__ = ["sentences_of", "sequences_of"]
 
@@ -142,19 +142,9 @@ def _numbers(path: Path) -> torch.Tensor:
 def _tokenizer(folder: Path) -> Any:
     """The tokenizer in a checkpoint's folder; no code of it runs."""
     try:
-        from transformers import AutoTokenizer
-    except ImportError:
-        raise MissingExtraError(
-            "reading a text needs transformers: pip install 'secateur[transformers]'"
-        ) from None
-    try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # tokenizers raises whatever the values of a changed file lead to
-        raise_if_out_of_memory(error)
-        raise OptionError(
-            f"{folder}: has no tokenizer that transformers can read ({str(error)[:120]}); pass token numbers as a "
-            f".safetensors file with {_NUMBERS!r}"
-        ) from None
+        return read_tokenizer(folder)
+    except OptionError as error:
+        raise OptionError(f"{error}; pass token numbers as a .safetensors file with {_NUMBERS!r}") from None
 
 
 def _text(path: Path, characters: int) -> str:

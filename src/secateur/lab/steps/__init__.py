@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from secateur.adapters import functions
+from secateur.core.renamed import old_names
 from secateur.errors import OptionError, RecipeError, near
 from secateur.lab.outcomes import Table
 from secateur.lab.trust import named_in
@@ -110,6 +111,8 @@ class Step(Options):
     the state, because the addresses of later outcomes do not depend on it."""
     trains: ClassVar[bool] = False
     """Whether `run` trains. In a distributed launch all processes run such a step together."""
+    renamed: ClassVar[dict[str, str]] = {}
+    """The present names of options by their old ones, which work with a `DeprecationWarning`."""
 
     label: str = Field("", description="the step's name in --set, [grid] and tables; by default its kind")
 
@@ -197,7 +200,7 @@ def make(plugins: Registry, value: Plugins) -> Any:
         return _own(plugins, word, options)
     cls = plugins.get(word)
     known_options = list(getattr(cls, "__dataclass_fields__", {}))
-    for option in options:
+    for option in options.keys() - old_names(cls).keys():
         if known_options and option not in known_options:
             raise RecipeError(
                 f"{plugins.kind} {word!r} has no option {option!r}: {near(option, known_options)}"

@@ -39,6 +39,7 @@ class MeasureStep(Step):
     """Measure the model: its metrics on images, its costs, its time."""
 
     timed: ClassVar[bool] = True
+    renamed: ClassVar[dict[str, str]] = {"trials": "repetitions"}
     evaluate: str | None = Field(
         None,
         description="package.module:function that gives a number or a dict of numbers of the model, in place of "
@@ -49,7 +50,7 @@ class MeasureStep(Step):
         description="measures: see `secateur list measures`",
     )
     against: str | None = Field(None, description="label of an earlier step to be timed in turns with")
-    trials: int = Field(25, ge=1, description="timed repetitions")
+    repetitions: int = Field(25, ge=1, description="how many times a forward pass is timed")
     batch: int | tuple[int, ...] = Field(
         1, description="images of one timed forward pass; several numbers: timed at each"
     )
@@ -103,8 +104,11 @@ class MeasureStep(Step):
             )
 
     def chosen(self) -> Table:
-        """The options; with `evaluate` also a digest of its file, because the outcome depends on its source."""
+        """The options; with `evaluate` also a digest of its file, because the outcome depends on its source. The number
+        of repetitions has its old name here, so that outcomes keep their addresses.
+        """
         found = super().chosen()
+        found["trials"] = found.pop("repetitions")
         if self.evaluate is None:
             return {key: value for key, value in found.items() if key != "evaluate"}
         return {**found, "source": functions.source_digest(self.evaluate, "evaluate")}
@@ -170,9 +174,9 @@ class MeasureStep(Step):
         # Of several batch sizes each row names its own.
         own = {"batch": batch} if isinstance(self.batch, tuple) else {}
         if self.against is None:
-            return measure(model, images, what=["latency"], trials=self.trials).within(own)
+            return measure(model, images, what=["latency"], repetitions=self.repetitions).within(own)
         other = work.earlier(self.against).model.to(work.device).eval()
-        rows = compare(other, model, images, trials=self.trials, names=(self.against, "this"))
+        rows = compare(other, model, images, repetitions=self.repetitions, names=(self.against, "this"))
         # The store adds the label as the variant; an outcome does not contain its label.
         this = {"variant": "this"}
         return Measurements(

@@ -27,6 +27,7 @@ from secateur.core.file_endings import check_ending
 from secateur.core.lines import Lines
 from secateur.core.missing_files import missing
 from secateur.core.model_kinds import module_of, unwrapped
+from secateur.core.parameters import parameters_of
 from secateur.core.safetensors_header import open_header
 from secateur.errors import (
     FormatError,
@@ -176,7 +177,9 @@ class Masks(Mapping[str, torch.Tensor]):
         Devices need not agree: a mask follows its parameter.
         """
         model = module_of(model)
-        parameters = self._parameters_of(model)
+        self._check(model, self._parameters_of(model))
+
+    def _check(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
         for name in self:
             if name not in parameters:
                 if f"{name}_orig" in parameters:
@@ -203,18 +206,18 @@ class Masks(Mapping[str, torch.Tensor]):
     def apply_(self, model: nn.Module) -> nn.Module:
         """Set every removed weight to exactly 0.0, in place, after all masks are checked; returns the model."""
         model = module_of(model)
-        self.check(model)
         parameters = self._parameters_of(model)
+        self._check(model, parameters)
         for name, mask in self.items():
             _zero_(parameters[name].detach(), mask)
         return model
 
     def _parameters_of(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The parameters that the masks name: of the model, or of the one inside torch.compile and its like."""
-        found = dict(model.named_parameters(remove_duplicate=False))
+        found = parameters_of(model)
         if any(name in found for name in self):
             return found
-        return dict(unwrapped(model).named_parameters(remove_duplicate=False))
+        return parameters_of(unwrapped(model))
 
     def apply(self, model: nn.Module) -> nn.Module:
         """A masked copy of the model; the model itself is not changed."""

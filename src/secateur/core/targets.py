@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from secateur.core.model_kinds import module_of
+from secateur.core.parameters import parameters_of
 from secateur.errors import NothingToDoError, OptionError, PatternError, UnknownNameError, near
 
 __all__ = ["Pattern", "StatedLayer", "Target", "matches", "patterns_of", "select", "stated_layer"]
@@ -231,7 +232,7 @@ class _Matched:
         self._names: dict[int, list[str]] = {}
         self._first: dict[str, list[str]] = {}
         self.parameters: dict[str, nn.Parameter] = {}  # by their first name
-        for name, parameter in model.named_parameters(remove_duplicate=False):
+        for name, parameter in parameters_of(model).items():
             names = self._names.setdefault(id(parameter), [])
             names.append(name)
             if len(names) == 1:

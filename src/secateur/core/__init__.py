@@ -10,7 +10,8 @@ In reading order: `targets` (which weights of a model can be pruned), `context` 
 Helpers that every room uses: `nested` (tensors in nested values), `parameters` (by name), `pareto`, `optimizers`,
 `fetching` (many numbers from a device at once), `model_kinds` (wrappers are taken off, other kinds refused), `cut_mark`
 (models that were cut), `interrupts`, `out_of_memory`, `user_warnings`, `missing_files` (what errors say), `new_folders`
-(what may be written), `renamed` (arguments by their old names), `html_table` and `plotting` (values in notebooks).
+(what may be written), `renamed` (arguments by their old names), `torch_calls` (types of intercepted calls),
+`html_table` and `plotting` (values in notebooks).
 
 >>> import torch
 >>> from secateur.core.masks import Masks

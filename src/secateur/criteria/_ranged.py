@@ -17,13 +17,13 @@ by a power of two costs no digit. The scaling is part of the recorded computatio
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
 from secateur.core.nested import map_tensors, tensors_in
+from secateur.core.torch_calls import Arguments, Function, Keywords
 
 __all__ = ["Ranged"]
 
@@ -100,10 +100,10 @@ class Ranged(TorchFunctionMode):
 
     def __torch_function__(
         self,
-        func: Callable[..., Any],
+        func: Function,
         types: object,
-        args: Sequence[Any] = (),
-        kwargs: dict[str, Any] | None = None,
+        args: Arguments = (),
+        kwargs: Keywords | None = None,
     ) -> Any:
         """Run one operator and note its result's exponent."""
         kwargs = kwargs or {}
@@ -133,7 +133,7 @@ class Ranged(TorchFunctionMode):
         """(values, exponent): the tensor stands for values * 2**exponent."""
         return tensor, exponent_of(tensor)
 
-    def _note(self, result: object, exponent: int, args: Sequence[Any], rescale: bool = True) -> Any:
+    def _note(self, result: object, exponent: int, args: Arguments, rescale: bool = True) -> Any:
         """Give every tensor of a result its exponent, scaling those outside the range back to ordinary size."""
 
         def one(tensor: torch.Tensor) -> torch.Tensor:
@@ -155,7 +155,7 @@ class Ranged(TorchFunctionMode):
             return one(result)
         return map_tensors(one, result) if isinstance(result, (tuple, list)) else result
 
-    def _sum(self, func: Callable[..., Any], name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    def _sum(self, func: Function, name: str, args: Arguments, kwargs: Keywords) -> Any:
         """An operator whose operands must share one exponent: the largest."""
         operands = list(tensors_in([*args, kwargs]))
         numbers = any(isinstance(a, (int, float)) for a in args) and name not in ("cat", "stack")
@@ -185,7 +185,7 @@ class Ranged(TorchFunctionMode):
         result = func(*map(level, args), **kwargs)
         return self._note(result, common, ())
 
-    def _affine(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    def _affine(self, func: Function, args: Arguments, kwargs: Keywords) -> Any:
         """A linear layer or convolution: the product first, then its bias at the right exponent."""
         names = ("input", "weight", "bias")
         given = {**dict(zip(names, args[:3])), **{n: kwargs[n] for n in names if n in kwargs}}
@@ -200,7 +200,7 @@ class Ranged(TorchFunctionMode):
             bias = bias.reshape(-1, *[1] * spatial)
         return self._sum(torch.add, "add", (out, bias), {})
 
-    def _batch_norm(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    def _batch_norm(self, func: Function, args: Arguments, kwargs: Keywords) -> Any:
         """Batch norm by its running statistics: a scale per channel, then its shift at the right exponent."""
         names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
         given = {**dict(zip(names, args)), **kwargs}
@@ -220,7 +220,7 @@ class Ranged(TorchFunctionMode):
         return self._sum(torch.add, "add", (out, shift.reshape(shape)), {})
 
 
-def _pads_zeros(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+def _pads_zeros(args: Arguments, kwargs: Keywords) -> bool:
     """Whether a call of `pad` keeps zero at zero: any mode but a constant other than 0."""
     mode = kwargs.get("mode", args[2] if len(args) > 2 else "constant")
     value = kwargs.get("value", args[3] if len(args) > 3 else None)

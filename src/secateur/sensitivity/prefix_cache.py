@@ -33,6 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from secateur.core.fetching import fetched
+from secateur.core.torch_calls import Arguments, Function, Keywords
 
 __all__ = ["PrefixCache"]
 
@@ -161,8 +162,8 @@ class PrefixCache:
             self._pass, self._way = None, "plain"
 
     # -- one forward pass ----------------------------------------------------------------------------------------
-    def _wrap(self, module: nn.Module, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
-        def replayed(*args: Any, **kwargs: Any) -> Any:
+    def _wrap(self, module: nn.Module, name: str, forward: Function) -> Function:
+        def replayed(*args: Arguments, **kwargs: Keywords) -> Any:
             if self._way == "plain":
                 return forward(*args, **kwargs)
             if self._pass is None:
@@ -173,7 +174,7 @@ class PrefixCache:
 
         return replayed
 
-    def _root(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def _root(self, forward: Function, args: Arguments, kwargs: Keywords) -> Any:
         self._call += 1
         tensors = [item for item in tree_flatten((args, kwargs))[0] if isinstance(item, torch.Tensor)]
         repeatable = self._repeatable()
@@ -218,7 +219,7 @@ class PrefixCache:
         """Whether the same inputs give the same outputs: in evaluation mode throughout, without gradients."""
         return not torch.is_grad_enabled() and not any(module.training for module in self.model.modules())
 
-    def _plainly(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def _plainly(self, forward: Function, args: Arguments, kwargs: Keywords) -> Any:
         way, self._way = self._way, "plain"
         try:
             return forward(*args, **kwargs)
@@ -262,9 +263,9 @@ class PrefixCache:
         current: _Pass,
         module: nn.Module,
         name: str,
-        forward: Callable[..., Any],
-        args: Any,
-        kwargs: Any,
+        forward: Function,
+        args: Arguments,
+        kwargs: Keywords,
     ) -> Any:
         key = current.enter(name)
         if key in current.kept:
@@ -353,7 +354,9 @@ class _OperatorWatch(TorchDispatchMode):
         self._seen: set[Key] = set()
         self._alive: set[Key] = set()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Function, types: object, args: Arguments = (), kwargs: Keywords | None = None
+    ) -> Any:
         current = self.current
         inputs = [t for t in tree_flatten((args, kwargs or {}))[0] if isinstance(t, torch.Tensor)]
         if not self.taint:

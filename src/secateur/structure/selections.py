@@ -17,13 +17,14 @@ a choice is made from, and gives both models the choice of the first.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.core.nested import map_tensors, tensors_in
+from secateur.core.torch_calls import Arguments, Keywords
 
 __all__ = ["Selections", "largest_difference"]
 
@@ -120,8 +121,8 @@ class Selections(TorchDispatchMode):
         self,
         func: torch._ops.OpOverload,
         types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
+        args: Arguments = (),
+        kwargs: Keywords | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
         if kwargs.get("dtype") == torch.float32 and torch.get_default_dtype() == torch.float64:
@@ -160,7 +161,7 @@ def _scale(tensor: torch.Tensor) -> float:
     return largest_difference(tensor, tensor)[1]
 
 
-def _selection(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+def _selection(func: torch._ops.OpOverload, args: Arguments, kwargs: Keywords) -> str:
     """The name of a selection that depends on real values; empty for any other operator."""
     whole = func._schema.name
     name = whole.rpartition("::")[2]

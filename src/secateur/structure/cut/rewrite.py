@@ -21,7 +21,7 @@ cannot, the original forward runs under a mode that counts its size-taking calls
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -29,6 +29,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from secateur.core.torch_calls import Arguments, Function, Keywords
 from secateur.structure.cut.call_sites import edited, resized
 from secateur.structure.cut.edited_calls import EditedCall
 from secateur.structure.cut.rewrite_data import HEADS, NUMBER, Rewrite, check_rewrites, joined
@@ -38,9 +39,7 @@ from secateur.structure.trace.fixed_count_norms import COUNTED, counting, named_
 __all__ = ["RewrittenClass", "class_key", "rewrite_"]
 
 
-def with_sizes(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], item: Rewrite
-) -> Any:
+def with_sizes(function: Function, args: Arguments, kwargs: Keywords, item: Rewrite) -> Any:
     """Make a call with the sizes of a rewrite.
 
     Args:
@@ -74,9 +73,7 @@ def with_sizes(
     return _with_shape(function, args, kwargs, item)
 
 
-def _with_shape(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], item: Rewrite
-) -> Any:
+def _with_shape(function: Function, args: Arguments, kwargs: Keywords, item: Rewrite) -> Any:
     """Make a call that takes a shape: as keyword, as one argument, or as all remaining arguments."""
     key = next((key for key in ("size", "shape", "sizes") if key in kwargs), None)
     if key is not None:
@@ -101,7 +98,7 @@ class _Sizes(TorchFunctionMode):
         ]
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+        self, func: Function, types: object, args: Arguments = (), kwargs: Keywords | None = None
     ) -> Any:
         kwargs = kwargs or {}
         name = name_of(func)
@@ -123,7 +120,7 @@ class _Sizes(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _counted_as_before(
-        self, name: str, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]
+        self, name: str, func: Function, args: Arguments, kwargs: Keywords
     ) -> torch.Tensor | None:
         """A mean or a norm over a cut axis, with the count it had before; None if it is over another axis."""
         for counts in self.counted:
@@ -197,7 +194,7 @@ class RewrittenClass:
             edits = [(item.site, EditedCall(item)) for item in table.values() if item.site is not None]
             methods = edited(base, edits)
 
-        def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        def forward(self: Any, *args: Arguments, **kwargs: Keywords) -> Any:
             with _Sizes(self, self._secateur_sizes):
                 return base.forward(self, *args, **kwargs)  # type: ignore[attr-defined]
 

@@ -13,7 +13,7 @@ recorded with a forward, with their place in the source, so that a cut can give 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import CodeType, FrameType
 from typing import Any
@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+
+from secateur.core.torch_calls import Arguments, Function, Keywords
 
 __all__ = ["ATTENTION", "MADE", "PIECES", "SHAPED", "SIZED", "CallRecorder", "FunctionCall", "name_of"]
 
@@ -148,7 +150,7 @@ class CallRecorder(TorchFunctionMode):
         self.hooked += entered
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+        self, func: Function, types: object, args: Arguments = (), kwargs: Keywords | None = None
     ) -> Any:
         kwargs = kwargs or {}
         name = name_of(func)
@@ -200,7 +202,7 @@ def _chain(frame: FrameType | None) -> Chain:
     return tuple(reversed(found)) if frame is not None else ()
 
 
-def _describe(call: FunctionCall, args: Any, kwargs: dict[str, Any]) -> None:
+def _describe(call: FunctionCall, args: Arguments, kwargs: Keywords) -> None:
     """Read the sizes from the arguments."""
     if args and isinstance(args[0], torch.Tensor):
         call.shape = tuple(args[0].shape)

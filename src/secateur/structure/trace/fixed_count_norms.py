@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
 
 import torch
+
+from secateur.core.torch_calls import Arguments, Keywords
 
 __all__ = [
     "COUNTED",
@@ -59,7 +60,7 @@ def counting() -> bool:
 
 
 def mean(
-    func: _Function, args: tuple[Any, ...], kwargs: dict[str, Any], before: int, now: int, axis: int
+    func: _Function, args: Arguments, kwargs: Keywords, before: int, now: int, axis: int
 ) -> torch.Tensor | None:
     """A mean over an axis (counted from the last, -1) that had `before` positions and has `now`; None over others."""
     x = args[0] if args else kwargs["input"]
@@ -80,7 +81,7 @@ def _normed(x: torch.Tensor, before: int, now: int, eps: float) -> torch.Tensor:
 
 
 def standardised(
-    func: _Function, args: tuple[Any, ...], kwargs: dict[str, Any], before: int, now: int
+    func: _Function, args: Arguments, kwargs: Keywords, before: int, now: int
 ) -> torch.Tensor | None:
     """`F.batch_norm` of weights laid out as (1, out, in x taps), with no statistics of its own."""
     names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
@@ -94,7 +95,7 @@ def standardised(
 
 
 def layer_norm(
-    func: _Function, args: tuple[Any, ...], kwargs: dict[str, Any], before: int, now: int
+    func: _Function, args: Arguments, kwargs: Keywords, before: int, now: int
 ) -> torch.Tensor | None:
     """A layer norm over a last axis that had `before` positions, of which `now` remain.
 
@@ -115,7 +116,7 @@ def layer_norm(
 
 
 def rms_norm(
-    func: _Function, args: tuple[Any, ...], kwargs: dict[str, Any], before: int, now: int, axis: int = -1
+    func: _Function, args: Arguments, kwargs: Keywords, before: int, now: int, axis: int = -1
 ) -> torch.Tensor | None:
     """A root-mean-square norm, likewise: torch's own, by a larger epsilon and a factor.
 

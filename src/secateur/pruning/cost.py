@@ -58,7 +58,7 @@ __all__ = ["CostModel", "dense_costs"]
 _BATCHES = 8
 """The most batches of data on which outputs are compared."""
 
-_EXAMPLE_ONLY = ProofOptions(("no_grad",), other_shapes=False)
+_EXAMPLE_ONLY = ProofOptions(("no_grad",), other_shapes=False, training=False)
 """The proof of a model that is cut only to be measured."""
 
 

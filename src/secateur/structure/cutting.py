@@ -231,7 +231,8 @@ def with_config(
 def _nothing(structure: Structure, model: nn.Module, locks: list[Lock]) -> str:
     text = f"no channel of {type(model).__name__} can be removed: "
     if locks:
-        return text + "; ".join(f"{lock.path or 'the model'}: {lock.reason}" for lock in locks[:3])
+        said = (f"{lock.path or 'the model'}: {lock.reason} [{lock.operator}]" for lock in locks[:3])
+        return text + "; ".join(said)
     if not structure.groups:
         return text + "every axis is locked; sc.explain(model, example) says where and why"
     return text + (

@@ -24,8 +24,10 @@ from secateur.errors import OptionError
 
 __all__ = ["MODES", "Proof", "ProofCase", "ProofDomain", "ProofLike", "ProofOptions", "as_proof_options"]
 
-MODES = ("eager", "no_grad", "compile", "export")
-"""How a model can be run: with gradients recorded, without, by torch.compile, or as exported by torch.export."""
+MODES = ("eager", "no_grad", "compile", "export", "train")
+"""How a model can be run: with gradients recorded, without, by torch.compile, as exported by torch.export, or in
+training, with a backward pass.
+"""
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -36,6 +38,10 @@ class ProofOptions:
 
     Attributes:
         modes: How both models are run: any of `MODES`.
+        training: Whether the forward in training is checked too, on the example, where a module that is not torch's own
+            may do something else there. It must run, give outputs of the same shapes, and let gradients reach the same
+            parameters; where it draws no random numbers (torch's dropout layers are at 0), its values must be equal.
+            Large models are only recorded there, without values, unless `every` is set.
         other_shapes: Whether other batch sizes, image sizes and lengths are proved too, where the model accepts them.
         every: Whether every input is run in every mode. Otherwise large inputs are run in one mode each, so that every
             mode and every input occurs.
@@ -49,6 +55,7 @@ class ProofOptions:
     other_shapes: bool = True
     every: bool = False
     tolerance: float = 1e-9
+    training: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "modes", tuple(dict.fromkeys(self.modes)))
@@ -89,10 +96,10 @@ class ProofCase:
 
     Attributes:
         what: "example" (the values given), or "fresh", "batch" or "size": fresh values of the example's shape, of
-            another batch size, or of another image size or length.
+            another batch size, or of another image size or length; "training" for the check of the forward in training.
         shapes: The shapes of the input's tensors.
         mode: How both models were run: one of `MODES`.
-        error: The largest difference over the largest output.
+        error: The largest difference over the largest output; NaN where shapes alone were compared.
     """
 
     what: str
@@ -166,6 +173,8 @@ class Proof:
         selected: Operators that select (such as "topk" and "nms") whose choice, made by the masked model, was given to
             both, because their own outputs could not be compared; what they select from was compared as well. "float32"
             among them says that conversions to float32 inside the forward were left out: they hid the difference.
+        shapes_only: Whether the outputs in training were compared by shape alone, as random numbers are drawn there, or
+            rounding errors decide the values (batch norm over few positions).
         bypassed: Blocks of the dense model whose output was their input: the shrunk model does not have them, and a
             norm after the addition keeps zeros from standing for that.
     """
@@ -181,6 +190,7 @@ class Proof:
     cases: tuple[ProofCase, ...] = ()
     selected: tuple[str, ...] = ()
     bypassed: tuple[str, ...] = ()
+    shapes_only: bool = False
 
     @property
     def holds(self) -> bool:
@@ -215,6 +225,8 @@ class Proof:
             where += f", with one choice for both at {', '.join(choosing)} and all they choose from compared"
         if "float32" in self.selected:
             where += ", without the conversions to float32 that the forward makes"
+        if self.shapes_only:
+            where += ", in training by shapes and gradients alone (random numbers or rounding errors decide the values)"
         if self.bypassed:
             where += f", with {', '.join(self.bypassed)} of the dense model bypassed"
         if not self.equality:

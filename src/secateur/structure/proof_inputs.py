@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +18,7 @@ from secateur.core.nested import map_tensors, tensors_in
 from secateur.execution.example import Example
 from secateur.structure.cut.branches import LargerInputs, branching_example
 from secateur.structure.proof import ProofOptions, Shapes
+from secateur.structure.trace.in_training import reads_training, training_examples
 from secateur.structure.trace.other_shapes import other_shapes, shapes_of
 
 __all__ = ["ProofInput", "affordable", "proof_inputs"]
@@ -92,9 +93,10 @@ def proof_inputs(
         larger: Its larger inputs as far as they have been recorded; None where they have not.
     """
     example = _varied(example)
+    training = list(training_input(model, example, options))
     found = [ProofInput("example", example, options.modes)]
     if not options.other_shapes:
-        return found
+        return [*found, *training]
     shapes = other_shapes(model, example, traced)
     others = [ProofInput(each.what, _fresh(each.example), options.modes, each.example) for each in shapes]
     if not others:
@@ -104,10 +106,18 @@ def proof_inputs(
     branching = None
     if traced == "meta":
         branching = branching_example(model, example, known, options.every, larger)
+    made += training
     if branching is None:
         return made
     modes = options.modes if options.every else options.modes[-1:]
     return [*made, ProofInput("size", _fresh(branching), modes, branching)]
+
+
+def training_input(model: nn.Module, example: Example, options: ProofOptions) -> Iterator[ProofInput]:
+    """The input of the check in training: none where it is not asked for, or is no other than in evaluation mode."""
+    if options.training and options.every and "train" not in options.modes and reads_training(model):
+        first, *others = training_examples(example)
+        yield ProofInput("training", first, ("train",), others[0] if others else None)
 
 
 def affordable(inputs: Sequence[ProofInput]) -> list[ProofInput]:

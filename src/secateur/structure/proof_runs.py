@@ -8,13 +8,16 @@ torch.float64
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from secateur.core.nested import map_tensors, tensors_in
 from secateur.core.out_of_memory import raise_if_out_of_memory
@@ -22,23 +25,28 @@ from secateur.execution.calling import call
 from secateur.execution.devices import device_of
 from secateur.execution.example import Example, call_arguments
 from secateur.execution.fast_copy import collector_paused, copy_module
+from secateur.execution.undisturbed import kept_random_state
 from secateur.structure.cut.plan import ShrinkPlan, cut_tensor
 from secateur.structure.depthwise import depthwise_sums
 
-__all__ = ["ModelRun", "double_copy", "random_fills", "run"]
+__all__ = ["ModelRun", "disturb_", "double_copy", "random_fills", "run"]
 
 
 @dataclass
 class ModelRun:
     """The result of a model for one input in one mode: outputs, or the error it raised; and in how many graphs.
 
-    `selected` names the operators whose choice was given to both models, where their own could not be compared.
+    `selected` names the operators whose choice was given to both models, where their own could not be compared. In
+    training, `shapes_only` says whether random numbers were drawn, and `reached` names the parameters that gradients
+    reach.
     """
 
     outputs: list[torch.Tensor] = field(default_factory=list)
     error: Exception | None = None
     graphs: int = 0
     selected: tuple[str, ...] = ()
+    shapes_only: bool = False
+    reached: frozenset[str] = frozenset()
 
 
 @torch.no_grad()
@@ -95,6 +103,20 @@ def random_fills(
             if after is not None:
                 small[after] = cut_tensor(value, plan.keep[after]) if after in plan.keep else value
     return dense, small
+
+
+@torch.no_grad()
+def disturb_(model: nn.Module) -> nn.Module:
+    """Change every weight in place by a millionth of a millionth of its value: what rounding errors may grow to."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_(parameter * noise.to(parameter) * _DISTURBANCE)
+    return model
+
+
+_DISTURBANCE = 1e-12
 
 
 @contextmanager
@@ -171,9 +193,62 @@ def _exported(model: nn.Module, inputs: Example, found: ModelRun) -> object:
         return program.module()(*args, **kwargs)
 
 
+def _train(model: nn.Module, inputs: Example, found: ModelRun) -> object:
+    """The forward in training, torch's dropout layers at 0, and where its gradients go; evaluation mode afterwards."""
+    dropped = [module for module in model.modules() if isinstance(module, _DropoutNd) and module.p]
+    rates = [module.p for module in dropped]
+    with kept_random_state(), torch.enable_grad():
+        torch.manual_seed(0)
+        np.random.seed(0)
+        random.seed(0)
+        before = _random_state()
+        try:
+            model.train()
+            for module in dropped:
+                module.p = 0.0
+            with torch.autograd.graph.saved_tensors_hooks(_dropped, _dropped), depthwise_sums(model):
+                outputs = call(model, inputs)
+            found.shapes_only = _random_state() != before
+            found.reached = _reached(model, outputs)
+            return outputs
+        finally:
+            for module, rate in zip(dropped, rates):
+                module.p = rate
+            model.eval()
+
+
+def _reached(model: nn.Module, outputs: object) -> frozenset[str]:
+    """The parameters that a backward pass would reach: the leaves of the graph that gradients flow through."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    waiting: list[Any] = [tensor.grad_fn for tensor in tensors_in(outputs) if tensor.grad_fn is not None]
+    seen, found = set(waiting), set()
+    while waiting:
+        node = waiting.pop()
+        leaf = getattr(node, "variable", None)
+        if leaf is not None:
+            found.add(names.get(id(leaf), ""))
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                waiting.append(following)
+    return frozenset(found - {""})
+
+
+def _random_state() -> tuple[object, ...]:
+    """What all random numbers come from: torch's, numpy's and Python's generators."""
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states += torch.cuda.get_rng_state_all()
+    if torch.backends.mps.is_available():
+        states.append(torch.mps.get_rng_state())
+    bits = tuple(state.cpu().numpy().tobytes() for state in states)
+    return bits, repr(np.random.get_state(legacy=False)), random.getstate()
+
+
 _MODES: dict[str, Callable[[nn.Module, Example, ModelRun], object]] = {
     "eager": _eager,
     "no_grad": _no_grad,
     "compile": _compiled,
     "export": _exported,
+    "train": _train,
 }

@@ -25,12 +25,19 @@ from torch import nn
 
 from secateur.errors import ProofError
 from secateur.execution.example import Example
-from secateur.structure.cut.branches import LargerInputs, larger_inputs, refused_larger
+from secateur.structure.cut.branches import (
+    Branch,
+    LargerInputs,
+    larger_inputs,
+    refused_larger,
+    refused_training,
+    training_branch,
+)
 from secateur.structure.cut.plan import ShrinkPlan
 from secateur.structure.depth.bypass import bypass_
 from secateur.structure.proof import Proof, ProofCase, ProofOptions
 from secateur.structure.proof_inputs import ProofInput, proof_inputs
-from secateur.structure.proof_runs import ModelRun, double_copy, random_fills, run
+from secateur.structure.proof_runs import ModelRun, disturb_, double_copy, random_fills, run
 from secateur.structure.selections import Selections, largest_difference
 from secateur.structure.trace.trace import Trace
 
@@ -38,16 +45,17 @@ __all__ = ["DenseRun", "ShapeProofError", "prove"]
 
 
 class ShapeProofError(ProofError):
-    """The proof holds for the example, and fails for an input of another shape.
+    """The proof holds for the example, and fails for an input of another shape, or in training.
 
     Attributes:
         example: That input.
         what: A description of the failure.
+        training: Whether it fails in training.
     """
 
-    def __init__(self, text: str, example: Example, what: str):
+    def __init__(self, text: str, example: Example, what: str, training: bool = False):
         super().__init__(text)
-        self.example, self.what = example, what
+        self.example, self.what, self.training = example, what, training
 
 
 def _difference(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> tuple[float, float]:
@@ -87,6 +95,7 @@ class _Prover:
         equality: Whether a larger error is a failure.
         fills: Values to use for parameters that are 0, of the dense model and of the shrunk one.
         bypassed: The blocks whose output is their input in the dense model.
+        plan: How the shrunk model was cut; None where that is not known.
     """
 
     model: nn.Module
@@ -97,6 +106,7 @@ class _Prover:
     equality: bool
     fills: tuple[Mapping[str, torch.Tensor] | None, Mapping[str, torch.Tensor] | None] = (None, None)
     bypassed: tuple[str, ...] = ()
+    plan: ShrinkPlan | None = None
 
     def dense(self) -> nn.Module:
         """The masked dense model in the precision of the proof."""
@@ -115,7 +125,12 @@ class _Prover:
         found = []
         for each, mode, want in (one for one in wanted if one is not None):
             got = run(small, each.example, mode, self.dtype)
-            if got.error is not None and _unsupported(got.error) and self.dtype == torch.float64:
+            if (
+                got.error is not None
+                and mode != "train"
+                and _unsupported(got.error)
+                and self.dtype == torch.float64
+            ):
                 raise _WideTypeError from got.error
             found.append((each, mode, want, *self._checked(each, mode, want, got)))
         return found
@@ -130,6 +145,8 @@ class _Prover:
             want = run(dense, each.example, mode, self.dtype)
         if want.error is None:
             return each, mode, want
+        if mode == "train":
+            return None
         if _unsupported(want.error) and self.dtype == torch.float64:
             raise _WideTypeError from want.error
         if each.what == "example" and mode in ("eager", "no_grad"):
@@ -149,10 +166,14 @@ class _Prover:
         if got.graphs > want.graphs:
             self._fail(each, f"compiles into {got.graphs} graphs {where}, the dense one into {want.graphs}")
         shapes = [[tuple(t.shape) for t in run.outputs] for run in (got, want)]
+        if want.reached != got.reached:
+            self._check_reached(each, where, want, got)
+        if want.shapes_only and shapes[0] == shapes[1]:
+            return 0.0, 1.0
         absolute, scale = (
             _difference(want.outputs, got.outputs) if shapes[0] == shapes[1] else (math.inf, 0.0)
         )
-        if mode in ("eager", "no_grad") and (_over(absolute, scale) > self.tolerance or not scale):
+        if mode in ("eager", "no_grad", "train") and (_over(absolute, scale) > self.tolerance or not scale):
             chosen = self._with_one_choice(each, mode, want)
             if chosen is not None and _over(*chosen) <= self.tolerance:
                 return chosen
@@ -162,6 +183,9 @@ class _Prover:
                     f"does not select from what the masked one does {where} ({', '.join(want.selected)}): largest "
                     f"difference {_over(*chosen):.3e} of the largest value, expected at most {self.tolerance:.0e}",
                 )
+        if mode == "train" and self.tolerance < _over(absolute, scale) <= self._disturbed(each, want):
+            want.shapes_only = True
+            return 0.0, 1.0
         if shapes[0] != shapes[1]:
             self._fail(each, f"gives outputs of shapes {shapes[0]}, the masked one {shapes[1]}, {where}")
         if mode == "no_grad" and _over(absolute, scale) > self.tolerance:
@@ -173,6 +197,23 @@ class _Prover:
                 f"{_over(absolute, scale):.3e} of the largest output, expected at most {self.tolerance:.0e}",
             )
         return absolute, scale
+
+    def _disturbed(self, each: ProofInput, want: ModelRun) -> float:
+        """How far rounding errors alone may move the outputs in training."""
+        moved = run(disturb_(self.dense()), each.example, "train", self.dtype)
+        if [t.shape for t in moved.outputs] != [t.shape for t in want.outputs]:
+            return 0.0
+        return _over(*_difference(want.outputs, moved.outputs))
+
+    def _check_reached(self, each: ProofInput, where: str, want: ModelRun, got: ModelRun) -> None:
+        """Raise an error if gradients do not reach the parameters that they reach in the dense model."""
+        names = {self.plan.name_after(name) if self.plan else name for name in want.reached} - {None}
+        here = {name for name, _ in self.small.named_parameters()}
+        lost = sorted(name for name in names if name in here and name not in got.reached)
+        if lost:
+            self._fail(
+                each, f"gets no gradient at {', '.join(map(repr, lost[:3]))} {where}, the dense one does"
+            )
 
     def _without_fast_path(self, each: ProofInput, mode: str, got: ModelRun) -> tuple[float, float]:
         """The difference from the dense model run without torch's fast path; infinity where that cannot be compared.
@@ -212,6 +253,17 @@ class _Prover:
             return max(absolute, chosen.error) * max(chosen.largest, 1.0), max(chosen.largest, 1.0)
         return max(absolute, chosen.error * scale), scale
 
+    def check_recorded(
+        self, example: Example, options: ProofOptions, how: DenseRun, larger: LargerInputs
+    ) -> None:
+        """What is checked by recordings on meta tensors: much larger inputs, and the training of a large model."""
+        if options.other_shapes and how.traced == "meta":
+            self.check_larger(example, larger)
+        if options.training and not options.every and how.recording is not None:
+            branch = training_branch(how.recording, self.model, example)
+            if branch is not None:
+                self.check_training(branch)
+
     def check_larger(self, example: Example, larger: LargerInputs) -> None:
         """Raise an error if the dense model accepts a much larger input, and the shrunk one does not."""
         refused = refused_larger(self.model, self.small, example, larger)
@@ -222,6 +274,16 @@ class _Prover:
             where = " and ".join(map(str, each.shapes))
             self._fail(each, f"does not run on {where} as the dense one does{why}", error)
 
+    def check_training(self, branch: Branch) -> None:
+        """Raise an error if the dense model runs in training, recorded on meta tensors, and the shrunk one does not."""
+        got, refused = refused_training(self.small, branch)
+        if refused:
+            each = ProofInput("training", branch.example, ("train",))
+            error = got.error if isinstance(got.error, Exception) else None
+            why = f" ({_said(error)})" if error is not None else ": its outputs have other shapes"
+            where = f" in {got.error_path!r}" if got.error_path else ""
+            self._fail(each, f"does not run in training as the dense one does{where}{why}", error)
+
     def _fail(self, each: ProofInput, what: str, error: Exception | None = None) -> None:
         text = f"the shrunk {_name(self.model)} {what}; the model is unchanged."
         if each.what in ("example", "fresh"):
@@ -230,10 +292,13 @@ class _Prover:
                 "tolerance of proof=sc.ProofOptions(...)."
             ) from error
         raise ShapeProofError(
-            f"{text} If inputs of this shape never occur, leave them out with "
+            f"{text} If it is never trained, leave that out with proof=sc.ProofOptions(training=False)."
+            if each.what == "training"
+            else f"{text} If inputs of this shape never occur, leave them out with "
             "proof=sc.ProofOptions(other_shapes=False).",
             each.example,
             f"the shrunk {_name(self.model)} {what}",
+            each.what == "training",
         ) from error
 
 
@@ -300,14 +365,15 @@ def prove(
     how = how or DenseRun()
     larger = larger_inputs(how.recording)
     inputs = proof_inputs(model, example, options, how.traced, larger)
-    prover = _Prover(model, small, masks, torch.float64, options.tolerance, equality, bypassed=how.bypassed)
+    prover = _Prover(
+        model, small, masks, torch.float64, options.tolerance, equality, bypassed=how.bypassed, plan=plan
+    )
     try:
         found = prover.compare(inputs)
     except _WideTypeError:
         prover.dtype, prover.tolerance = torch.float32, max(options.tolerance, 1e-4)
         found = prover.compare(inputs)
-    if options.other_shapes and how.traced == "meta":
-        prover.check_larger(example, larger)
+    prover.check_recorded(example, options, how, larger)
     filled: tuple[str, ...] = ()
     if plan is not None and not any(
         bool(tensor.any()) for _, _, want, *_ in found for tensor in want.outputs
@@ -324,8 +390,8 @@ def _proof_of(
 ) -> Proof:
     """The proof that the comparisons of all inputs add up to: the largest difference, and every case."""
     cases = tuple(
-        ProofCase(each.what, each.shapes, mode, _over(absolute, scale))
-        for each, mode, _, absolute, scale in found
+        ProofCase(each.what, each.shapes, mode, math.nan if want.shapes_only else _over(absolute, scale))
+        for each, mode, want, absolute, scale in found
     )
     _, _, want, absolute, scale = max(found, key=lambda one: _over(*one[3:]))
     dtype = str(prover.dtype).removeprefix("torch.")
@@ -344,4 +410,5 @@ def _proof_of(
         cases,
         selected=selected,
         bypassed=prover.bypassed,
+        shapes_only=any(run.shapes_only for _, _, run, *_ in found),
     )

@@ -195,6 +195,10 @@ def shrink(
 
 
 _MOST_LEFT_OUT = 8
+_SHAPED = "the meaning of its positions depends on the shape of the input"
+_ONE_SHAPE = "proof=sc.ProofOptions(other_shapes=False) cuts and proves for the shape of the example alone"
+_TRAINED = "its positions mean something else in training"
+_UNTRAINED = "proof=sc.ProofOptions(training=False) cuts and proves for evaluation mode alone"
 _CHEAP_MACS = 500_000_000
 """Up to this number of multiply-accumulates of the dense model, every input is proved in every mode."""
 
@@ -228,7 +232,8 @@ class _ProvenCut:
                 if len(found) != 1 or len(self.locks) == _MOST_LEFT_OUT:
                     raise
                 name = found[0]
-                reason = f"the meaning of its positions depends on the shape of the input: {failure.what}"
+                why = _TRAINED if failure.training else _SHAPED
+                reason = f"{why}: {failure.what}"
                 self.locks[name] = Lock(np.zeros(0, int), reason, "proof", name)
             except ProofError as failure:
                 raise ProofError(f"{failure}{self.said(names)}") from failure
@@ -236,9 +241,10 @@ class _ProvenCut:
                 if not self.locks:
                     raise
                 reasons = "; ".join(f"{name}: {lock.reason}" for name, lock in list(self.locks.items())[:3])
+                trained = all(lock.reason.startswith(_TRAINED) for lock in self.locks.values())
                 raise NothingToDoError(
                     f"no channel of {type(self.model).__name__} can be removed: {reasons}; "
-                    "proof=sc.ProofOptions(other_shapes=False) cuts and proves for the shape of the example alone"
+                    + (_UNTRAINED if trained else _ONE_SHAPE)
                 ) from failure
 
     def names(self) -> set[str]:

@@ -8,7 +8,7 @@ In reading order:
 - `widths`, `restated`: attributes that repeat a width, such as `in_features`: of torch's own layers, of others.
 - `needs_rerun`: whether a forward was given sizes in Python, and must be recorded again to check that it still runs.
 - `fit` and `repair`: attributes and calls that hold an old width, found by running the cut model and repaired.
-- `branches`: calls that only a larger input reaches, found by recording one, and repaired by their place.
+- `branches`: calls that only a larger input or training reaches, found by recording it, and repaired by their place.
 - `known_rewrites`, `fewer_heads`: what a plan gets without a trial: old counts, call sites, torch's attention layers.
 - `trial`: the axes that `fit` would lock, found by cutting half of every group before anything is chosen.
 - `rewrite_data`: `Rewrite`, other sizes for one call as plain data. `rewrite`, `call_sites`, `edited_calls`, `heads`:

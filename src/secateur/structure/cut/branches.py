@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -25,8 +25,10 @@ from torch import nn
 
 from secateur.execution.example import Example
 from secateur.structure.groups.couplings import Structure
+from secateur.structure.groups.labels import Lock
 from secateur.structure.groups.rules import Follower
 from secateur.structure.trace.calls import FunctionCall
+from secateur.structure.trace.in_training import training_run
 from secateur.structure.trace.other_shapes import (
     larger_examples,
     larger_recordings,
@@ -36,7 +38,17 @@ from secateur.structure.trace.other_shapes import (
 )
 from secateur.structure.trace.trace import Trace, trace
 
-__all__ = ["Branch", "LargerInputs", "branch_of", "branching_example", "larger_inputs", "refused_larger"]
+__all__ = [
+    "Branch",
+    "Followed",
+    "LargerInputs",
+    "branch_of",
+    "branching_example",
+    "larger_inputs",
+    "refused_larger",
+    "refused_training",
+    "training_branch",
+]
 
 _TIMES, _A_LITTLE = (4, 2), (1.25, 1.5, 2)
 """How large a larger input is: so large that other branches are likely, and the smallest that is worth a try."""
@@ -50,7 +62,7 @@ class Branch:
 
     Attributes:
         example: The input.
-        trace: The recording of the model on it.
+        trace: The recording of the model on it; in training, where that is the branch.
         calls: The calls of the model on yet another input, by which sizes that follow the input are told.
     """
 
@@ -68,6 +80,19 @@ class Branch:
         Returns:
             None where a channel that leaves means something else here.
         """
+        found = self.followed(structure, alive)
+        return None if found is None or found.lock is not None else (found.structure, found.remains)
+
+    def followed(self, structure: Structure, alive: np.ndarray) -> Followed | None:
+        """The channels of another recording, followed through this one.
+
+        Args:
+            structure: The structure of the example's recording.
+            alive: For every label of it, whether it remains.
+
+        Returns:
+            None where this recording has parameters of other shapes.
+        """
         labels, count = structure.labels.copy(), structure.labels.count
         follower = Follower(self.trace, labels, structure.follower.across_norm)
         for name, ref in self.trace.parameters.items():
@@ -81,13 +106,60 @@ class Branch:
         leaving = np.zeros(labels.count, bool)
         leaving[roots[:count][~alive]] = True
         remains = ~leaving[roots]
-        tied = not np.array_equal(remains[:count], alive)
-        if tied or any(
-            not remains[lock.labels].all() for lock in labels.locks[len(structure.labels.locks) :]
-        ):
-            return None
         made = Structure(self.trace, follower, labels, structure.groups, structure.slots)
-        return made, remains
+        found = Followed(made, remains, roots, alive)
+        for lock in labels.locks[len(structure.labels.locks) :]:
+            if not remains[lock.labels].all():
+                return replace(found, lock=found.mapped(lock))
+        tied = np.flatnonzero(remains[:count] != alive)
+        if tied.size:
+            return replace(found, lock=found.mapped(self._tied(found, structure.trace, tied)))
+        return found
+
+    def _tied(self, found: Followed, recorded: Trace, tied: np.ndarray) -> Lock:
+        """The lock for channels that this recording ties to others, with the first operator of its own that they
+        reach.
+        """
+        before, roots = path_taken(recorded), np.unique(found.roots[tied])
+        for op in self.trace.ops:
+            if (op.path, op.name) in before:
+                continue
+            parts = [
+                part
+                for ref in (*op.refs(), *op.results())
+                for part in found.structure.follower.of(ref).fields
+            ]
+            if any(np.isin(found.roots[part.labels], roots).any() for part in parts):
+                return Lock(tied, "its positions are tied to others that stay", op.name, op.path)
+        return Lock(tied, "its positions are tied to others that stay")
+
+
+@dataclass(frozen=True, eq=False)
+class Followed:
+    """The channels of one recording, followed through another.
+
+    Attributes:
+        structure: The structure of the other recording.
+        remains: Which of its labels remain.
+        roots: The class of each of its labels, locks left out.
+        alive: Which labels of the first structure remain.
+        lock: The labels of the first structure that cannot leave, as they mean something else here; None where all can.
+    """
+
+    structure: Structure
+    remains: np.ndarray
+    roots: np.ndarray
+    alive: np.ndarray
+    lock: Lock | None = None
+
+    def mapped(self, lock: Lock) -> Lock:
+        """A lock on labels of the other structure as one on those labels of the first that leave with them.
+
+        Args:
+            lock: The lock.
+        """
+        gone = ~self.alive & np.isin(self.roots[: self.alive.size], self.roots[lock.labels])
+        return replace(lock, labels=np.flatnonzero(gone))
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,6 +262,38 @@ def branch_of(structure: Structure, model: nn.Module, example: Example) -> Branc
     return found.branch
 
 
+def training_branch(recorded: Trace, model: nn.Module, example: Example) -> Branch | None:
+    """The forward in training, where it runs something that the forward in evaluation mode does not.
+
+    Args:
+        recorded: The recording in evaluation mode.
+        model: The model; it is not changed.
+        example: The example.
+
+    Returns:
+        None where dropout is all that training adds, or where the model does not run in training on this example.
+    """
+    if recorded not in _TRAINED:
+        _TRAINED[recorded] = (_training_branch(recorded, model, example),)
+    return _TRAINED[recorded][0]
+
+
+_TRAINED: weakref.WeakKeyDictionary[Trace, tuple[Branch | None]] = weakref.WeakKeyDictionary()
+
+
+def _training_branch(recorded: Trace, model: nn.Module, example: Example) -> Branch | None:
+    found = training_run(recorded, model, example)
+    if found is None or not found.extra:
+        return None
+    calls: tuple[FunctionCall, ...] = ()
+    for other in _others(found.example):
+        taken = trace(model, other, training=True, mode=recorded.mode, partial=True)
+        if taken.error is None:
+            calls = tuple(taken.calls)
+            break
+    return Branch(found.example, found.trace, calls)
+
+
 def branching_example(
     model: nn.Module,
     example: Example,
@@ -250,6 +354,18 @@ def refused_larger(
     if found is None:
         return None
     return next(filter(None, map(refused, inputs.near(model, example))), found)
+
+
+def refused_training(small: nn.Module, branch: Branch) -> tuple[Trace, bool]:
+    """The recording of a cut model in training, and whether it fails there or gives outputs of other shapes.
+
+    Args:
+        small: The cut model; it is not changed.
+        branch: The forward of the dense model in training.
+    """
+    got = trace(small, branch.example, training=True, mode=branch.trace.mode, partial=True)
+    want = [ref.shape for ref in branch.trace.outputs]
+    return got, got.error is not None or [ref.shape for ref in got.outputs] != want
 
 
 def _others(larger: Example) -> Iterator[Example]:

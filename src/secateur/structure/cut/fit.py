@@ -21,7 +21,13 @@ import torch
 from torch import nn
 
 from secateur.execution.fast_copy import modules_of, tensors_of
-from secateur.structure.cut.branches import branch_of
+from secateur.structure.cut.branches import (
+    Branch,
+    Followed,
+    branch_of,
+    refused_training,
+    training_branch,
+)
 from secateur.structure.cut.call_sites import site_of
 from secateur.structure.cut.fewer_heads import with_fewer_heads
 from secateur.structure.cut.known_rewrites import with_counts, with_sites
@@ -155,12 +161,58 @@ def fit(
     Returns:
         A plan, and the labels to lock where it does not run.
     """
+    fitted = _fitted(structure, model, example, alive, careful)
+    branch = None if fitted.locks else training_branch(structure.trace, model, example)
+    return (
+        fitted if branch is None else _in_training(_Search(structure, model, example, alive), branch, fitted)
+    )
+
+
+def _fitted(
+    structure: Structure, model: nn.Module, example: object, alive: np.ndarray, careful: bool
+) -> Fitted:
+    """The work of `fit` for the forward in evaluation mode."""
     plan = with_counts(structure, draft(structure, model, alive), alive)
     if not careful:
         direct = with_fewer_heads(structure, model, plan, alive)
         if runs_unchanged(structure, model, alive, _skipped(direct)):
             return Fitted(direct, tried=False)
     return _Search(structure, model, example, alive).run(plan)
+
+
+def _in_training(usual: _Search, branch: Branch, fitted: Fitted) -> Fitted:
+    """The plan with which the cut model also runs in training, or the labels to lock. A plan whose failure no label
+    explains is returned as it is: the proof refuses it.
+    """
+    plan, structure, model = fitted.plan, usual.structure, usual.model
+    followed = branch.followed(structure, usual.alive)
+    if followed is None:
+        return fitted
+    if followed.lock is not None:
+        ruled = followed.lock.labels.size and not _runs_in_training(structure, model, branch, plan, followed)
+        return Fitted(plan, _locks_of_training([followed.lock]) if ruled else [], fitted.tried)
+    search = _Search(followed.structure, model, branch.example, followed.remains, branch.calls)
+    made, at = search.repaired_everywhere(plan)
+    if at is not None:
+        blamed = [followed.mapped(lock) for lock in _blame(followed.structure, at, followed.remains)]
+        return Fitted(plan, _locks_of_training([lock for lock in blamed if lock.labels.size]))
+    if made == plan:
+        return fitted
+    return Fitted(made) if usual.mismatch(made) is None else fitted
+
+
+def _runs_in_training(
+    structure: Structure, model: nn.Module, branch: Branch, plan: ShrinkPlan, followed: Followed
+) -> bool:
+    """Whether an operator without a rule is all that locks, and the cut model runs: then the proof decides."""
+    if followed.lock is None or "has no rule" not in followed.lock.reason:
+        return False
+    small, _ = traceable_copy(model, structure.trace.mode)
+    return not refused_training(plan.apply_(small), branch)[1]
+
+
+def _locks_of_training(locks: Sequence[Lock]) -> list[Lock]:
+    return [replace(lock, reason=f"in training: {lock.reason}", op=-1) for lock in locks]
 
 
 class _Search:
@@ -272,10 +324,11 @@ class _Search:
 
     def rerun(self, plan: ShrinkPlan) -> Trace:
         """A new recording of the forward after a plan; the copies that are recorded share their rewritten classes."""
-        copied, _ = traceable_copy(self.model, self.structure.trace.mode)
+        mode, training = self.structure.trace.mode, self.structure.trace.training
+        copied, _ = traceable_copy(self.model, mode, training)
         plan.apply_(copied, self.classes)
-        mode = self.structure.trace.mode
-        return trace(copied, self.example, mode=mode, partial=True, ready=tensors_of(copied))
+        ready = tensors_of(copied)
+        return trace(copied, self.example, training=training, mode=mode, partial=True, ready=ready)
 
     def mismatch(self, plan: ShrinkPlan) -> Mismatch | None:
         """The first operator that does not agree with the labels."""

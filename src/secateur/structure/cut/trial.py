@@ -21,6 +21,7 @@ import numpy as np
 from torch import nn
 
 from secateur.execution.fast_copy import collector_paused
+from secateur.structure.cut.branches import training_branch
 from secateur.structure.cut.fit import fit
 from secateur.structure.cut.needs_rerun import runs_unchanged
 from secateur.structure.groups.couplings import Structure, regroup
@@ -71,7 +72,8 @@ def _tried(
             break
         alive = structure.alive(halves)
         heads = any(group.heads for group in structure.groups)  # their layers are rewritten by the plan
-        if not heads and runs_unchanged(structure, model, alive):
+        trains = training_branch(structure.trace, model, example) is None
+        if trains and not heads and runs_unchanged(structure, model, alive):
             break
         fitted = fit(structure, model, example, alive, careful=False)
         if not fitted.locks:

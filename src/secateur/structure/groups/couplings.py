@@ -21,7 +21,6 @@ import numpy as np
 from torch import nn
 
 from secateur.core.nested import map_tensors, tensors_in
-from secateur.errors import TraceError
 from secateur.execution.fast_copy import collector_paused, is_atom, modules_of
 from secateur.execution.operator_costs import (
     CONVOLUTION_KERNELS,
@@ -35,6 +34,7 @@ from secateur.structure.groups.grouping import Group, Slot, collect, marked, par
 from secateur.structure.groups.labels import Labels, Lock
 from secateur.structure.groups.rules import LAYERS, Follower, follow
 from secateur.structure.groups.rules.attention import FUSED
+from secateur.structure.trace.in_training import training_run, used_tensors
 from secateur.structure.trace.trace import Op, TensorRef, Trace, trace
 
 __all__ = ["Group", "KeptShapes", "Slot", "Structure", "analyse", "regroup"]
@@ -228,11 +228,6 @@ _WEIGHED = _CONVOLUTIONS | {"mm", "mv", "addmm", "addmv", "linear"}
 _COUNTED = _CONVOLUTIONS | {*_PRODUCTS, *FUSED}
 
 
-def _used(found: Trace) -> set[str]:
-    """The parameters that an operator used."""
-    return {ref.name for op in found.ops for ref in op.refs() if ref.name}
-
-
 def analyse(
     model: nn.Module,
     example: object,
@@ -324,20 +319,20 @@ def _analyse(
     main = follow(recorded, across_norm, Labels(sizes))
     labels = main.labels
     parameters = {name for name, ref in recorded.parameters.items() if ref.role == "parameter"}
-    unused = parameters - _used(recorded)
+    unused = parameters - used_tensors(recorded)
+    idle = unused | {
+        name for name, ref in recorded.parameters.items() if ref.role == "buffer" and ref.shape
+    } - used_tensors(recorded)
     more: tuple[Follower, ...] = ()
-    if unused and training:
-        try:
-            second = trace(model, example, training=True, mode=recorded.mode)
-        except TraceError:
-            second = None
-        if second is not None and _used(second) & unused:
-            other = Follower(second, labels, across_norm)
-            for name, ref in second.parameters.items():
+    if idle and training:
+        second = training_run(recorded, model, example)
+        if second is not None and (used := used_tensors(second.trace)) & idle:
+            other = Follower(second.trace, labels, across_norm)
+            for name, ref in second.trace.parameters.items():
                 other.layouts[ref.id] = main.of(recorded.parameters[name])
             other.run()
             more = (other,)
-            unused -= _used(second)
+            unused -= used
     _lock_counted(labels, (main, *more))
     return _group(recorded, labels, main, more, tuple(sorted(unused)))
 

@@ -1,0 +1,305 @@
+"""What a forward does in training alone is followed, repaired or left whole, and checked by the proof."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+import secateur as sc
+from secateur.errors import NothingToDoError, ProofError
+from secateur.structure.cutting import cut
+from secateur.structure.groups.couplings import analyse
+from secateur.structure.proof import ProofOptions
+from secateur.structure.proving import prove
+from secateur.structure.trace.in_training import reads_training, training_run
+from secateur.structure.trace.trace import trace
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Net(nn.Module):
+    """Two convolutions with something between them that runs in training alone."""
+
+    def __init__(self, extra: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 4, 1)
+        self.extra = extra
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.a(x))
+        if self.training:
+            y = self.extra(y)
+        return self.out(torch.relu(self.b(y)))
+
+
+def fixed_view(y: torch.Tensor) -> torch.Tensor:
+    return y.view(y.shape[0], 16, -1).flip(-1).view(y.shape[0], 16, *y.shape[2:])
+
+
+def fixed_noise(y: torch.Tensor) -> torch.Tensor:
+    return y + 0.01 * torch.randn(1, 16, 1, 1)
+
+
+def swapped(y: torch.Tensor) -> torch.Tensor:
+    return torch.cat([y[:, 8:], y[:, :8]], 1)
+
+
+def chosen(y: torch.Tensor) -> torch.Tensor:
+    return y[:, torch.tensor([0, 3, 5, 7] * 4)]
+
+
+def plain_noise(y: torch.Tensor) -> torch.Tensor:
+    return y * torch.rand(y.shape[0], 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("extra", "left"), [(fixed_view, 16), (fixed_noise, 16), (swapped, 16), (chosen, 16), (plain_noise, 8)]
+)
+def test_a_shrunk_model_computes_in_training_what_the_masked_one_does(
+    extra: Callable[[torch.Tensor], torch.Tensor], left: int
+) -> None:
+    torch.manual_seed(0)
+    model = Net(extra)
+    promised = sc.explain(model, X, budget=0.5).removed_parameters
+    masks = sc.prune(model, "l2", "channel", 0.5, example=X)
+    small = sc.shrink(model, masks, X)
+    assert small.model.a.out_channels == left
+    before, after = (sum(p.numel() for p in each.parameters()) for each in (model, small.model))
+    assert before - after == promised
+    assert ("training", "train") in {(case.what, case.mode) for case in small.proof.cases}
+    masks.apply_(model)
+    outputs = []
+    for each in (model.train(), small.model.train()):
+        torch.manual_seed(1)
+        outputs.append(each(X))
+    torch.testing.assert_close(*outputs)
+    outputs[1].sum().backward()
+    assert all(p.grad is not None for p in small.model.parameters())
+
+
+def test_a_width_in_a_forward_of_training_is_repaired() -> None:
+    class Fixed(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = torch.relu(self.a(x))
+            if self.training:
+                b, _, h, w = y.shape
+                y = y.view(b, 16, h * w).flip(-1).view(b, 16, h, w)
+            return self.out(torch.relu(self.b(y)))
+
+    torch.manual_seed(0)
+    model = Fixed(plain_noise)
+    masks = sc.prune(model, "l2", "channel", 0.5, example=X)
+    small = sc.shrink(model, masks, X)
+    assert (small.model.a.out_channels, small.locked) == (8, ())
+    masks.apply_(model)
+    other = torch.randn(3, 3, 6, 10)
+    torch.testing.assert_close(model.train()(other), small.model.train()(other))
+    torch.testing.assert_close(model.eval()(other), small.model.eval()(other))
+
+
+def test_a_lock_of_training_names_its_operator() -> None:
+    locks = [lock for lock in sc.explain(Net(chosen), X).locks if lock.reason.startswith("in training")]
+    assert [(lock.reason, lock.operator) for lock in locks] == [("in training: indexed by a tensor", "index")]
+
+
+def test_a_buffer_that_only_training_reads_is_cut() -> None:
+    class Scaled(Net):
+        def __init__(self) -> None:
+            super().__init__(lambda y: y * self.scale[None, :, None, None])
+            self.register_buffer("scale", torch.arange(16.0))
+
+    torch.manual_seed(0)
+    model = Scaled()
+    # the class's function reads self, so the copy of the model needs one of its own
+    del model.extra
+    Scaled.extra = lambda self, y: y * self.scale[None, :, None, None]  # type: ignore[assignment]
+    small = sc.shrink(model, sc.prune(model, "l2", "channel", 0.5, example=X), X)
+    assert small.model.scale.shape == (8,)
+    assert small.model.train()(X).shape == (2, 4, 8, 8)
+
+
+class Wrong(Net):
+    """Right in evaluation mode only, once it is narrower."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(lambda y: y)
+        self.how = how
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x)
+        if not self.training or self.a.weight.shape[0] == 16:
+            return y
+        if self.how == "raises":
+            raise RuntimeError("wide layers only")
+        return {
+            "shape": y[:, :2],
+            "value": y + 1,
+            "gradient": y.detach()
+            + 0
+            * self.out(
+                self.b.bias[None, :16, None, None].expand(1, -1, 1, 1)[:, : self.out.weight.shape[1]]
+            ).sum(),
+        }[self.how]
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("raises", r"does not run on \(2, 3, 8, 8\) \[train\].*wide layers only"),
+        ("shape", r"gives outputs of shapes \[\(2, 2, 8, 8\)\].*\[train\]"),
+        ("value", r"does not compute what the masked one does on .* \[train\]"),
+        ("gradient", r"gets no gradient at 'a.bias', 'a.weight', 'b.weight' on .* \[train\]"),
+    ],
+)
+def test_what_fails_in_training_is_a_failed_proof(how: str, message: str) -> None:
+    torch.manual_seed(0)
+    model = Wrong(how).eval()
+    masks = sc.prune(model, "l2", "channel", 0.5, example=X)
+    done = cut(model, masks, X)
+    with pytest.raises(ProofError, match=message) as caught:
+        prove(model, done.model, done.masks, X, ProofOptions(every=True), plan=done.plan)
+    assert "proof=sc.ProofOptions(training=False)" in str(caught.value)
+    assert sc.shrink(model, masks, X, proof=ProofOptions(training=False)).model.a.out_channels == 8
+
+
+def test_what_only_the_proof_finds_in_training_stays_whole_and_says_so() -> None:
+    torch.manual_seed(0)
+    model = Wrong("value").eval()
+    masks = sc.prune(model, "l2", "channel", 0.5, example=X)
+    small = sc.shrink(model, masks, X)
+    assert (small.model.a.out_channels, small.model.b.out_channels) == (16, 8)
+    assert "its positions mean something else in training: the shrunk Wrong" in small.locked[-1].reason
+    only = sc.prune(model, "l2", "channel", 0.5, skip=["b"], example=X)
+    with pytest.raises(NothingToDoError, match=r"training=False\) cuts and proves for evaluation mode alone"):
+        sc.shrink(model, only, X)
+
+
+def test_a_large_model_is_recorded_in_training_and_not_run() -> None:
+    torch.manual_seed(0)
+    model = Net(plain_noise).eval()
+    done = cut(model, sc.prune(model, "l2", "channel", 0.5, example=X), X)
+    proof = prove(model, done.model, done.masks, X, ProofOptions())
+    assert "train" not in {case.mode for case in proof.cases}
+
+
+def test_random_numbers_leave_shapes_and_gradients_to_compare() -> None:
+    torch.manual_seed(0)
+    model = Net(plain_noise).eval()
+    masks = sc.prune(model, "l2", "channel", 0.5, example=X)
+    state = torch.get_rng_state()
+    proof = sc.shrink(model, masks, X).proof
+    assert torch.equal(state, torch.get_rng_state())
+    assert proof.shapes_only
+    assert r"in training by shapes and gradients alone (random numbers" in str(proof)
+    assert proof.holds
+    assert not sc.shrink(Net(fixed_view), masks, X).proof.shapes_only
+
+
+def test_rounding_errors_that_grow_leave_shapes_and_gradients_to_compare() -> None:
+    class Chaotic(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = super().forward(x)
+            return (
+                y + torch.sin(1e13 * (self.a.weight.square().sum() + 1e-15 * self.a.out_channels))
+                if self.training
+                else y
+            )
+
+    torch.manual_seed(0)
+    model = Chaotic(lambda y: y).eval()
+    masks = sc.prune(model, "l2", "channel", 0.5, example=X)
+    proof = sc.shrink(model, masks, X).proof
+    assert proof.shapes_only
+    assert math.isnan(next(case.error for case in proof.cases if case.mode == "train"))
+    assert proof.holds
+
+
+def test_dropout_and_batch_norm_are_left_as_they_were() -> None:
+    class Dropped(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * (2 if self.training else 1)
+
+    torch.manual_seed(0)
+    model = Dropped(
+        nn.Conv2d(3, 16, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Dropout2d(0.5), nn.Conv2d(16, 4, 1)
+    ).eval()
+    before = copy.deepcopy(model.state_dict())
+    small = sc.shrink(model, sc.prune(model, "l2", "channel", 0.5, example=X), X)
+    assert not small.proof.shapes_only
+    assert ("training", "train") in {(case.what, case.mode) for case in small.proof.cases}
+    assert model[3].p == small.model[3].p == 0.5
+    assert not model.training
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+    assert int(small.model[1].num_batches_tracked) == 0
+
+
+def test_one_image_is_two_in_training_where_batch_norm_asks_for_that() -> None:
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.norm, self.out = nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Linear(16, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = torch.relu(self.norm(self.a(x)))
+            return self.out(y.view(-1, 16).flip(0) if self.training else y)
+
+    torch.manual_seed(0)
+    x = torch.randn(1, 6)
+    model = Head().eval()
+    small = sc.shrink(model, sc.prune(model, "l2", "channel", 0.5, example=x), x)
+    assert [case.shapes for case in small.proof.cases if case.mode == "train"] == [((2, 6),)]
+    assert small.model.train()(torch.randn(3, 6)).shape == (3, 4)
+
+
+def test_a_model_that_needs_targets_in_training_is_proved_in_evaluation_mode() -> None:
+    class Targets(Net):
+        def forward(self, x: torch.Tensor, targets: object = None) -> torch.Tensor:
+            if self.training and targets is None:
+                raise ValueError("targets, please")
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model = Targets(plain_noise).eval()
+    proof = sc.shrink(model, sc.prune(model, "l2", "channel", 0.5, example=X), X).proof
+    assert proof.holds
+    assert "train" not in {case.mode for case in proof.cases}
+
+
+def noise_for(module: nn.Module, y: torch.Tensor) -> torch.Tensor:
+    return y * 2 if module.training else y
+
+
+def test_who_reads_the_mode() -> None:
+    class Deep(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return noise_for(self, x)
+
+    class Plain(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + 1
+
+    usual = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Dropout(), Plain())
+    assert not reads_training(usual)
+    assert reads_training(nn.Sequential(usual, Deep()))
+    usual[3].register_forward_hook(lambda module, args, output: output * 2)
+    assert reads_training(usual)
+
+
+def test_dropout_of_rows_is_nothing_extra() -> None:
+    class Path(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not self.training:
+                return x
+            return x * torch.empty(x.shape[0], 1, 1, 1).bernoulli_(0.9).div_(0.9)
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), Path(), nn.Conv2d(8, 2, 1))
+    found = training_run(trace(model, X), model, X)
+    assert found is not None
+    assert not found.extra
+    assert training_run(analyse(Net(fixed_noise), X).trace, Net(fixed_noise), X).extra  # type: ignore[union-attr]

@@ -14,7 +14,7 @@ from secateur.adapters.holding import MaskKeeper
 from secateur.adapters.lightning import lightning_callback
 from secateur.adapters.trainer import trainer_callback
 from secateur.core.masks import Masks
-from secateur.errors import MissingExtraError, OptionError
+from secateur.errors import MaskMismatchError, MissingExtraError, OptionError
 
 
 class Model(nn.Module):
@@ -227,3 +227,86 @@ def test_missing_libraries_are_named(monkeypatch):
         trainer_callback(masks)
     with pytest.raises(MissingExtraError, match="pip install lightning"):
         lightning_callback(masks)
+
+
+def cut_model() -> tuple[Model, sc.ShrinkPlan]:
+    model, x = Model(), torch.randn(4, 8, generator=torch.Generator().manual_seed(2))
+    small = sc.shrink(
+        model.network.eval(), sc.prune(model.network, granularity="channel", budget=0.5, example=x), x
+    )
+    model.network = small.model
+    return model, small.plan
+
+
+def test_a_model_of_the_dense_widths_is_refused_before_a_checkpoint_is_read():
+    model, plan = cut_model()
+    MaskKeeper(None, plan=plan, model=model.network)
+    with pytest.raises(OptionError, match=r"got those from before the cut.*plan.apply_\(model\)"):
+        MaskKeeper(None, plan=plan, model=Model().network)
+    with pytest.raises(MaskMismatchError):
+        MaskKeeper(masks_of(model.network), model=nn.Sequential(nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 2)))
+
+
+@pytest.mark.zoo
+def test_a_cut_model_is_continued_in_a_new_one_by_the_trainer_of_transformers(torchvision, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    images = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
+    rows = [{"inputs": row, "labels": int(row[0] > 0)} for row in images]
+
+    def trainer(model: Model, steps: int, callback: object):
+        arguments = transformers.TrainingArguments(
+            str(tmp_path), max_steps=steps, save_steps=4, report_to=[], use_cpu=True, disable_tqdm=True
+        )
+        return transformers.Trainer(model, arguments, train_dataset=rows, callbacks=[callback])
+
+    model, plan = cut_model()
+    masks = masks_of(model.network)
+    trainer(model, 4, trainer_callback(masks, model.network, plan=plan)).train()
+    read = sc.ShrinkPlan.from_json((tmp_path / "checkpoint-4" / "secateur_plan.json").read_text())
+    fresh = Model()
+    with pytest.raises(OptionError, match="from before the cut"):
+        trainer_callback(masks, fresh.network, plan=read)
+    read.apply_(fresh.network)
+    trainer(fresh, 8, trainer_callback(masks, fresh.network, plan=read)).train(resume_from_checkpoint=True)
+    assert fresh.network[0].out_features == 8
+    assert all_zero(fresh.network, masks)
+
+
+@pytest.mark.zoo
+def test_a_cut_model_is_continued_in_a_new_one_by_lightning(tmp_path):
+    lightning = pytest.importorskip("lightning.pytorch")
+    images = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(images, (images[:, 0] > 0).long()), batch_size=8
+    )
+
+    class Module(lightning.LightningModule):
+        def __init__(self, network):
+            super().__init__()
+            self.network = network
+
+        def training_step(self, batch, index):
+            return nn.functional.cross_entropy(self.network(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+
+    def trainer(epochs: int, callback: object):
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+        return lightning.Trainer(max_epochs=epochs, accelerator="cpu", callbacks=[callback], **quiet)
+
+    model, plan = cut_model()
+    masks = masks_of(model.network)
+    first = trainer(1, lightning_callback(masks, model.network, plan=plan))
+    first.fit(Module(model.network), loader)
+    first.save_checkpoint(tmp_path / "cut.ckpt")
+    read = sc.ShrinkPlan.from_json(torch.load(tmp_path / "cut.ckpt")["secateur_plan"])
+    fresh = Model().network
+    with pytest.raises(OptionError, match="from before the cut"):
+        lightning_callback(masks, fresh, plan=read)
+    read.apply_(fresh)
+    second = trainer(2, lightning_callback(masks, fresh, plan=read))
+    second.fit(Module(fresh), loader, ckpt_path=tmp_path / "cut.ckpt")
+    assert fresh[0].out_features == 8
+    assert all_zero(fresh, masks)
+    assert second.current_epoch == 2

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from secateur import criteria
+from secateur import criteria, measure, prune
+from secateur.budget import Macs
 from secateur.core.context import Context
 from secateur.core.targets import select
 from secateur.errors import OptionError, SecateurError
@@ -197,3 +198,30 @@ def test_scores_and_random_state_on_cuda():
         units = there["head.weight"]
         worth = criteria.registry.make(name).reduce(units).cpu()
         assert torch.allclose(worth, criteria.registry.make(name).reduce(units.cpu()), rtol=1e-4)
+
+
+class Keeping(nn.Module):
+    """Keeps a grid for its last input, and a list of the shapes it has seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2))
+        self.shape, self.seen, self.table = None, [], {"first": 1}
+
+    def forward(self, x):
+        self.shape, self.grid = x.shape, torch.ones_like(x)
+        self.seen.append(x.shape)
+        self.table["last"] = x.shape
+        return self.fc(x)
+
+
+def test_what_a_forward_keeps_is_forgotten():
+    model = Keeping()
+    with undisturbed(model):
+        model(torch.ones(3, 2))
+        assert model.grid.shape == (3, 2)
+    assert (model.shape, model.seen, model.table, hasattr(model, "grid")) == (None, [], {"first": 1}, False)
+    x = torch.ones(1, 2)
+    prune(model, "l2", "channel", Macs(keep=0.6), example=x)
+    measure(model, x, what=["macs"])
+    assert (model.shape, model.seen, model.table, hasattr(model, "grid")) == (None, [], {"first": 1}, False)

@@ -167,10 +167,10 @@ class Sleeper(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1))
         self.seconds = seconds
-        self.calls = 0
+        type(self).calls = 0  # of the class: what a forward writes into the module is put back
 
     def forward(self, x):
-        self.calls += 1
+        type(self).calls += 1
         assert not self.training
         assert not torch.is_grad_enabled()
         if self.seconds:

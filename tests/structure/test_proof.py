@@ -329,3 +329,58 @@ def test_large_inputs_are_run_in_one_mode_and_cost_little_more_than_the_example(
     assert chosen(torch.cat([x, x])) == [(1, ("eager",)), (2, ("no_grad",))]
     assert chosen(torch.cat([x, x]), x) == [(1, ("eager",)), (2, ("no_grad",))]
     assert chosen(torch.cat([x, x, x])) == [(1, modes)]
+
+
+class Anchored(Net):
+    """Keeps a grid for the last input, as detectors do; making one reads values, which meta tensors do not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strides, self.shape = torch.tensor([8.0]), None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.b(torch.relu(self.a(x)))
+        if self.shape != y.shape[-2:]:
+            self.shape, self.grid = y.shape[-2:], torch.full(y.shape[-2:], self.strides[0].item())
+        return self.fc((torch.relu(y) * self.grid).mean((2, 3)))
+
+
+def test_what_a_forward_keeps_for_the_last_input_decides_nothing() -> None:
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    used = Anchored()
+    with torch.no_grad():
+        used(x)
+    fresh = shrunk(Anchored(), x).proof
+    assert [case.shapes for case in fresh.cases if case.what == "size"]
+    assert {case.shapes for case in shrunk(used, x).proof.cases} == {case.shapes for case in fresh.cases}
+    assert fresh.refused == ()
+
+
+def test_a_model_that_keeps_its_first_shape_is_proved_as_a_fresh_one() -> None:
+    class Once(Net):
+        grid = None
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.grid is None:
+                self.grid = torch.ones(x.shape[-2:], device=x.device)
+            return super().forward(x * self.grid)
+
+    proof = shrunk(Once()).proof
+    assert len({case.shapes for case in proof.cases}) > 1
+
+
+def test_the_proof_says_which_shapes_were_refused_and_why() -> None:
+    class Short(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if x.shape[-1] != 16:
+                raise RuntimeError("16 pixels, please")
+            return super().forward(x)
+
+    small = shrunk(Short())
+    assert small.proof.refused
+    assert all(each.why == "RuntimeError: 16 pixels, please" for each in small.proof.refused)
+    (first, *_) = small.proof.refused[0].shapes
+    assert f"; not on {first}" in str(small.proof)
+    assert "which the dense model refuses" in str(small.proof)
+    assert f"refused by the dense model: {first} (RuntimeError: 16 pixels, please)" in str(small)
+    assert "refuses" not in str(shrunk(Net()).proof)

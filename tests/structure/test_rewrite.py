@@ -236,3 +236,34 @@ def test_a_site_says_where_to_look_and_nothing_that_runs() -> None:
     assert Rewrite.from_dict(data).site == (("__import__('os')", "x", 1),)
     with pytest.raises(ValueError, match="a site"):
         Rewrite.from_dict({**data, "site": [["one"]]})
+
+
+class Folded(nn.Module):
+    """Takes the width of its folded values from its input, and height and width of the image as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.c = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.is_meta and x.shape[-1] != 16:
+            raise ValueError("recorded on 16 pixels alone")
+        x = torch.relu(self.a(x))
+        rows, width, *sides = x.shape
+        return self.c(torch.relu(self.b(x)).flatten(2).view(rows, width, sides[0], sides[1]))
+
+
+def test_sizes_that_follow_the_input_stay_expressions_where_no_other_shape_was_recorded() -> None:
+    model, x = Folded().eval(), torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    masks = {
+        name: torch.ones_like(model.get_parameter(name), dtype=torch.bool)
+        for name in ("a.weight", "b.weight")
+    }
+    masks["a.weight"][5:] = masks["b.weight"][6:] = False
+    small = sc.shrink(model, sc.Masks(masks), x)
+    assert (small.model.a.out_channels, small.model.b.out_channels) == (5, 6)
+    (item,) = small.plan.rewrites[""]
+    assert [position for position, _ in item.sizes] == [1]
+    for shape in ((1, 3, 24, 16), (3, 3, 16, 40)):
+        assert small.model(torch.zeros(shape)).shape == model(torch.zeros(shape)).shape

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -657,3 +658,31 @@ def test_a_norm_without_scale_cannot_keep_its_outputs():
         sc.errors.OptionError, match=r"batch norm: 1 has no scale and shift .* leave same_outputs out"
     ):
         sc.reestimate_batch_norm(model, [torch.ones(2, 1)], same_outputs=True)
+
+
+def test_a_flipped_bit_is_found_and_a_file_without_a_checksum_still_loads(tmp_path):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval(), torch.randn(3, 4)
+    small = sc.shrink(model, sc.prune(model, granularity="channel", budget=0.5, example=x), x)
+    path = tmp_path / "small.safetensors"
+    small.save(path)
+
+    def fresh() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+
+    assert torch.equal(sc.load_shrunk(path, fresh())(x), small.model(x))
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(sc.errors.FormatError, match="its tensors are damaged: expected the checksum"):
+        sc.load_shrunk(path, fresh())
+    data[-5] ^= 1
+    path.write_bytes(bytes(data).replace(b'"crc32"', b'"other"'))
+    assert torch.equal(sc.load_shrunk(path, fresh())(x), small.model(x))
+
+
+def test_an_example_of_numpy_is_named() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    for example in (np.zeros((1, 4), np.float32), (np.zeros((1, 4), np.float32),)):
+        with pytest.raises(TraceError, match=r"got numpy.ndarray; give torch.from_numpy\(example\)"):
+            sc.explain(model, example)

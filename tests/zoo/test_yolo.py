@@ -191,6 +191,8 @@ def test_what_cannot_be_trained_is_refused(ultralytics: ModuleType, tmp_path: Pa
         fused.train(trainer=trainer, data=str(data), epochs=1, project=str(tmp_path), **QUIET)
     with pytest.raises(OptionError, match=r"unknown task 'detection'.*'detect'"):
         sc.yolo_trainer("detection")
+    with pytest.raises(OptionError, match=r"expected a task such as 'detect'.*got DetectionModel"):
+        sc.yolo_trainer(small.model)
 
 
 def test_what_cannot_be_loaded_is_not_written(ultralytics: ModuleType, tmp_path: Path) -> None:
@@ -202,12 +204,98 @@ def test_what_cannot_be_loaded_is_not_written(ultralytics: ModuleType, tmp_path:
     model.model[0].note = sc.Masks({"w": torch.ones(1, dtype=torch.bool)})
     with pytest.raises(PlanError, match=r"would need secateur.core.masks.Masks to load"):
         sc.save_yolo(model, tmp_path / "small.pt")
-    # Halves that keep unlike numbers of channels are split by a forward that secateur rewrites.
-    model = yolo.build("yolov8n")
-    masks = sc.prune(model, "l2", "channel", sc.budget.Macs(keep=0.5, round_to=8), example=IMAGE)
-    with pytest.raises(PlanError, match=r"halves of a C2f block.*give round_to to shrink"):
-        sc.save_yolo(sc.shrink(model, masks, IMAGE), tmp_path / "small.pt")
+    model = yolo.build("yolo11n")
+    small = sc.shrink(model, sc.prune(model, "l2", "channel", BUDGETS["yolo11n"], example=IMAGE), IMAGE)
+    with pytest.raises(
+        PlanError, match=r"the forward of 'model.10.m.0.attn' \(Attention\).*what shrink returned"
+    ):
+        sc.save_yolo(small.model, tmp_path / "small.pt")
     assert list(tmp_path.iterdir()) == []
+
+
+BUDGETS = {"yolo11n": sc.budget.Macs(keep=0.5), "yolov8n": sc.budget.Macs(keep=0.5, round_to=8)}
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_where_a_forward_was_rewritten_the_file_is_wider_and_computes_the_same(
+    name: str, ultralytics: ModuleType, tmp_path: Path
+) -> None:
+    model = yolo.build(name)
+    # The attention of 11 has another width than its input; the halves of v8's C2f keep unlike numbers of channels.
+    small = sc.shrink(model, sc.prune(model, "l2", "channel", BUDGETS[name], example=IMAGE), IMAGE)
+    assert small.plan.rewrites
+    assert ((1, 3, 96, 96),) in {case.shapes for case in small.proof.cases}
+    for size in ((96, 64), (32, 128)):
+        small.model(torch.rand(1, 3, *size))
+    masks = sc.prune(small.model, "magnitude", "element", 0.3)
+    masks.apply_(small.model)
+    loaded = ultralytics.YOLO(sc.save_yolo(small, tmp_path / "small.pt", masks=masks)).model
+    numbers = [sum(p.numel() for p in each.parameters()) for each in (small.model, loaded, model)]
+    assert numbers[0] < numbers[1] < 0.85 * numbers[2]
+    for mine, theirs in zip(outputs(small.model), outputs(loaded), strict=True):
+        assert (mine - theirs).abs().max() <= 1e-4 * mine.abs().max()
+    zeros = sum(int((p == 0).sum()) for p in loaded.parameters())
+    assert zeros >= sum(int((~mask).sum()) for mask in masks.values())
+
+
+def test_weights_that_were_half_are_written_as_half(ultralytics: ModuleType, tmp_path: Path) -> None:
+    model = yolo.build("yolov8n").half().float()
+    small = sc.shrink(model, sc.prune(model, "l2", "channel", 0.5, example=IMAGE), IMAGE)
+    exact, whole = (sc.save_yolo(small, tmp_path / f"{half}.pt", half=half) for half in (None, False))
+    assert exact.stat().st_size < 0.6 * whole.stat().st_size
+    for mine, theirs in zip(outputs(small.model), outputs(ultralytics.YOLO(exact).model), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_a_forward_before_the_cut_changes_nothing(ultralytics: ModuleType) -> None:
+    shapes_of_cases = []
+    for forwards in (0, 1):
+        model = yolo.build("yolov8n")
+        for _ in range(forwards):
+            outputs(model)
+        small = sc.shrink(model, sc.prune(model, "l2", "channel", 0.5, example=IMAGE), IMAGE)
+        shapes_of_cases.append({case.shapes for case in small.proof.cases})
+    assert shapes_of_cases[0] == shapes_of_cases[1]
+    assert len(shapes_of_cases[0]) == 4
+
+
+def test_from_a_checkpoint_to_a_checkpoint_on_the_command_line(
+    ultralytics: ModuleType, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    from secateur import cli
+
+    monkeypatch.chdir(tmp_path)
+    sc.save_yolo(yolo.build("yolov8n"), "best.pt")
+
+    def secateur(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["secateur", *words])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as leaving:
+            code = int(leaving.code or 0)
+        return code, *capsys.readouterr()
+
+    words = ("--budget", "0.5", "--input", "1,3,64,64", "--repetitions", "1", "--out")
+    code, out, err = secateur("shrink", "ultralytics/best.pt", *words, "small.pt")
+    assert code == 0, err
+    assert 'YOLO("small.pt")' in out
+    assert "random" not in err
+    before, after = (
+        sum(p.numel() for p in ultralytics.YOLO(f).model.parameters()) for f in ("best.pt", "small.pt")
+    )
+    assert after < 0.45 * before
+    code, _, err = secateur("shrink", "best.pt", *words, "small.pt")
+    assert code == 2
+    assert "a checkpoint of ultralytics is written ultralytics/best.pt" in " ".join(err.split())
+    code, _, err = secateur("shrink", "resnet20", *words, "small.pt")
+    assert code == 2
+    assert "a .pt file is written of a model of ultralytics" in " ".join(err.split())
+    code, _, err = secateur("shrink", "ultralytics/best.pt", "best.pt", *words, "small.pt")
+    assert code == 2
+    assert "a checkpoint of ultralytics, which has its own; leave the second file out" in " ".join(
+        err.split()
+    )
 
 
 def test_the_recipe(ultralytics: ModuleType, tmp_path: Path) -> None:
@@ -236,6 +324,12 @@ def test_the_recipe(ultralytics: ModuleType, tmp_path: Path) -> None:
     # A checkpoint as the model of a recipe is read without running code of the file.
     model = sc.models.build(f"ultralytics/{tmp_path / 'result.pt'}")
     assert shapes(model) == shapes(loaded)
+
+
+def test_the_page_prints_the_recipe() -> None:
+    root = Path(__file__).parents[2]
+    recipe, page = (root / name for name in ("recipes/yolo.toml", "docs/guide/yolo.md"))
+    assert f"```toml\n# file: yolo.toml\n{recipe.read_text()}```" in page.read_text()
 
 
 class Marked:

@@ -22,7 +22,8 @@ from torch import nn
 
 from secateur.core.atomic_files import atomic_write
 from secateur.core.masks import Masks
-from secateur.errors import OptionError
+from secateur.core.model_kinds import unwrapped
+from secateur.errors import OptionError, PlanError
 from secateur.pruning.hold import Held, hold
 from secateur.structure.cut.plan import ShrinkPlan
 
@@ -30,6 +31,15 @@ __all__ = ["GradualLike", "MaskKeeper"]
 
 MASKS_FILE = "secateur_masks.safetensors"
 PLAN_FILE = "secateur_plan.json"
+
+
+def _fits(plan: ShrinkPlan, model: nn.Module) -> bool:
+    """Whether a model has the widths that a plan cuts."""
+    try:
+        plan.check(model)
+    except PlanError:
+        return False
+    return True
 
 
 class GradualLike(Protocol):
@@ -68,6 +78,27 @@ class MaskKeeper:
         self.masks, self.gradual, self.model, self.plan = masks, gradual, model, plan
         self.copies = copies
         self.held: Held | None = None
+        if model is not None:
+            self.check(model)
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model that checkpoints of the cut one do not load into, or that the masks do not fit.
+
+        Args:
+            model: The model they belong to, before anything is loaded into it.
+
+        Raises:
+            OptionError: It has the widths from before the cut.
+            MaskMismatchError: The masks are those of another model.
+        """
+        whole = unwrapped(model)
+        if self.plan is not None and self.plan.keep and _fits(self.plan, whole):
+            raise OptionError(
+                f"plan: expected {type(whole).__name__} with the widths that the plan leaves, got those from before "
+                "the cut, which no checkpoint of the cut model fits; cut the new model first: plan.apply_(model)"
+            )
+        if self.masks is not None:
+            self.masks.check(whole)
 
     def start(self, model: nn.Module, optimizer: object = None) -> None:
         """Begin to hold, on the model that was given, else on the trainer's.

@@ -44,14 +44,16 @@ def lightning_callback(
         model: The model they belong to, where it is a part of the LightningModule (as `module.network` above).
         gradual: Makes masks while training runs: `sc.GradualPruning(0.9)`.
         copies: Models of the same names that stay masked too, such as an EMA copy.
-        plan: The plan of a model that was cut before, kept in every checkpoint.
+        plan: The plan of a model that was cut before, kept in every checkpoint as "secateur_plan": applied to a new
+            model (`plan.apply_(fresh)`), it makes one that the checkpoint loads into.
 
     Returns:
         A callback for `Trainer(callbacks=[...])`.
 
     Raises:
         MissingExtraError: Neither library is installed.
-        OptionError: There is nothing to hold.
+        OptionError: There is nothing to hold, or the model has the widths from before the cut.
+        MaskMismatchError: The masks are those of another model.
     """
     library: Any = None
     for name in ("lightning.pytorch", "pytorch_lightning"):
@@ -69,6 +71,18 @@ def lightning_callback(
 
     class HoldMasks(library.Callback):
         """Holds masks while the trainer fits."""
+
+        def setup(self, trainer: object, pl_module: nn.Module, stage: str) -> None:
+            """Refuse the module where no checkpoint would fit it, before one is loaded."""
+            if keeper.model is None:
+                keeper.check(pl_module)
+
+        def on_save_checkpoint(
+            self, trainer: object, pl_module: nn.Module, checkpoint: dict[str, object]
+        ) -> None:
+            """Keep the plan where a reader finds it."""
+            if keeper.plan is not None:
+                checkpoint["secateur_plan"] = keeper.plan.to_json()
 
         def on_train_start(self, trainer: object, pl_module: nn.Module) -> None:
             """Begin to hold: the module is placed, its optimizers are made, and a checkpoint is loaded by now."""

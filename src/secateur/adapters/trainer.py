@@ -45,14 +45,15 @@ def trainer_callback(
         gradual: Makes masks while training runs: `sc.GradualPruning(0.9)`.
         copies: Models of the same names that stay masked too, such as an EMA copy.
         plan: The plan of a model that was cut before. Checkpoints have the cut widths and the dense configuration: with
-            the plan beside them, `plan.apply_(fresh)` makes a model that they load into.
+            the plan beside them (`secateur_plan.json`), `plan.apply_(fresh)` makes a model that they load into.
 
     Returns:
         A callback for `Trainer(callbacks=[...])`.
 
     Raises:
         MissingExtraError: transformers is not installed.
-        OptionError: There is nothing to hold.
+        OptionError: There is nothing to hold, or the model has the widths from before the cut.
+        MaskMismatchError: The masks are those of another model.
     """
     try:
         transformers: Any = importlib.import_module("transformers")
@@ -65,6 +66,11 @@ def trainer_callback(
 
     class HoldMasks(transformers.TrainerCallback):
         """Holds masks while the trainer trains."""
+
+        def on_init_end(self, args: object, state: object, control: object, **given: Any) -> None:
+            """Refuse the trainer's model where no checkpoint would fit it."""
+            if keeper.model is None and given.get("model") is not None:
+                keeper.check(given["model"])
 
         def on_train_begin(self, args: Any, state: Any, control: object, **given: Any) -> None:
             """Begin to hold: the model is placed and the optimizer made by now, and a checkpoint is loaded."""

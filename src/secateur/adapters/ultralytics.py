@@ -41,6 +41,7 @@ from secateur.core.nested import tensors_in
 from secateur.errors import (
     FormatError,
     MissingExtraError,
+    NothingToDoError,
     OptionError,
     PlanError,
     ProofError,
@@ -48,12 +49,14 @@ from secateur.errors import (
     near,
 )
 from secateur.execution.verb import verb
+from secateur.structure.cut.plan import ShrinkPlan
+from secateur.structure.own_forwards import rewritten_modules, with_own_forwards
 from secateur.structure.shrink import Shrunk
 
 if TYPE_CHECKING:
     from secateur.pruning.hold import Held
 
-__all__ = ["build_yolo", "save_yolo", "yolo_library", "yolo_trainer"]
+__all__ = ["build_yolo", "is_yolo", "save_yolo", "yolo_library", "yolo_trainer"]
 
 _TRAINERS = {
     "detect": "DetectionTrainer",
@@ -74,26 +77,28 @@ def save_yolo(
     path: str | os.PathLike[str],
     *,
     masks: Masks | None = None,
-    half: bool = False,
+    half: bool | None = None,
 ) -> Path:
     """Write a YOLO model, cut or not, as a checkpoint that `YOLO(path)` loads, without secateur.
 
-    The file is read back by ultralytics' own loader and compared before it is renamed to `path`.
+    The file is read back by ultralytics' own loader and compared before it is renamed to `path`. Where unlike widths
+    met in a forward of ultralytics and `shrink` rewrote it, the channels that it did without are in the file as zeros:
+    it computes the same, and is somewhat wider there.
 
     Args:
         model: The model inside `YOLO(...)` (`yolo.model`), or the result of `shrink` for it. It is not changed.
         path: The file to write; it ends in ".pt".
         masks: Masks of zeros that stay in the model; `yolo_trainer` holds them while it trains.
-        half: Store floats as float16, as ultralytics does after training. The file is half as large, and the weights
-            are rounded.
+        half: Store floats as float16, as ultralytics does after training: the file is half as large, and the weights
+            are rounded. None does so where nothing is rounded, as for a model that was cut from such a checkpoint.
 
     Returns:
         The path of the file.
 
     Raises:
         OptionError: The path does not end in ".pt", or the model is not one of ultralytics.
-        PlanError: The model needs secateur to be loaded, because a forward was rewritten: the halves of a block keep
-            different numbers of channels, as after a budget with `round_to`.
+        PlanError: The model needs secateur to be loaded: it holds one of its objects, or a forward was rewritten and
+            the channels it does without cannot be put back.
         ProofError: What ultralytics reads back differs from the model.
         MissingExtraError: ultralytics is not installed.
     """
@@ -107,14 +112,49 @@ def save_yolo(
             f"save_yolo: expected a model of ultralytics, got {type(net).__name__}; give yolo.model, or what "
             "shrink returned for it"
         )
-    checkpoint = _checkpoint(net, model, masks, half)
+    plan = model.plan if isinstance(model, Shrunk) else None
+    if rewritten_modules(net):
+        net, plan, masks = _own(net, plan, masks)
+    checkpoint = _checkpoint(net, plan, masks, _exact_in_half(net) if half is None else half)
     with atomic_path(target) as scratch:
         torch.save(checkpoint, scratch)
         _check_written(checkpoint["model"], scratch, target, tasks)
     return target
 
 
-def _checkpoint(net: nn.Module, given: nn.Module | Shrunk, masks: Masks | None, half: bool) -> dict[str, Any]:
+def _own(
+    net: nn.Module, plan: ShrinkPlan | None, masks: Masks | None
+) -> tuple[nn.Module, ShrinkPlan, Masks | None]:
+    """The model with the forwards of ultralytics: channels that a rewritten one did without come back as zeros."""
+    found = rewritten_modules(net)
+    path, kind = next(iter(found.items()))
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    why = (
+        f"save_yolo: the forward of {path!r} ({kind}){more} was rewritten for its new widths, and ultralytics has no "
+        "such class"
+    )
+    if plan is None:
+        raise PlanError(
+            f"{why}; give what shrink returned, which holds the plan, and not its model alone: save_yolo(small, ...)"
+        )
+    described = getattr(net, "yaml", {})
+    image = torch.rand(1, described.get("channels", 3), 64, 64, generator=torch.Generator().manual_seed(0))
+    try:
+        base = getattr(type(net), "_secateur_base", type(net))
+        dense = base(copy.deepcopy(described), verbose=False).to(next(net.parameters()).device).eval()
+        for key, value in vars(net).items():
+            if key in ("names", "args", "stride", "task"):
+                vars(dense)[key] = copy.deepcopy(value)
+        done = with_own_forwards(net, plan, dense, image, masks)
+    except (PlanError, NothingToDoError, KeyError, TypeError) as error:
+        raise PlanError(
+            f"{why}; its channels cannot be put back into the model that its yaml describes ({error}). Leave the block "
+            f"whole, sc.prune(..., skip=[{path + '.*'!r}]), or write the model with small.save()"
+        ) from error
+    return done.model, done.plan, done.masks
+
+
+def _checkpoint(net: nn.Module, plan: ShrinkPlan | None, masks: Masks | None, half: bool) -> dict[str, Any]:
     """What ultralytics keeps in a checkpoint, and the plan of a shrunk model."""
     written = copy.deepcopy(net).cpu()
     written.train(False)
@@ -141,8 +181,14 @@ def _checkpoint(net: nn.Module, given: nn.Module | Shrunk, masks: Masks | None, 
         "train_args": {**(options if isinstance(options, Mapping) else vars(options)), "task": task},
         "date": datetime.now(UTC).isoformat(),
         "version": importlib.import_module("ultralytics").__version__,
-        "secateur": {"plan": given.plan.to_json()} if isinstance(given, Shrunk) else {},
+        "secateur": {} if plan is None else {"plan": plan.to_json()},
     }
+
+
+def _exact_in_half(model: nn.Module) -> bool:
+    """Whether every value of a model is one of float16."""
+    floats = [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
+    return all(torch.equal(tensor, tensor.half().to(tensor.dtype)) for tensor in floats)
 
 
 def _set_halves(model: nn.Module) -> None:
@@ -182,9 +228,8 @@ def _check_own(model: nn.Module) -> None:
     own = [name for name in named if name.startswith("secateur.")]
     if own:
         raise PlanError(
-            f"save_yolo: a forward of {type(model).__name__} was rewritten to be cut, and the file would need {own[0]} "
-            "to load; halves of a C2f block that keep unlike numbers of channels do this: give round_to to shrink and "
-            "not to the budget, or write the model with small.save()"
+            f"save_yolo: the file would need {own[0]} to load, which {type(model).__name__} holds; remove that from "
+            "the model, or write it with small.save()"
         )
 
 
@@ -221,6 +266,10 @@ def yolo_trainer(task: str = "detect") -> type:
             checkpoint, was fused by `predict` or `val`, or has another number of classes or keypoints than the data.
         MissingExtraError: ultralytics is not installed.
     """
+    if not isinstance(task, str):
+        raise OptionError(
+            f"yolo_trainer: expected a task such as 'detect', as YOLO(...).task gives it, got {type(task).__name__}"
+        )
     if task not in _TRAINERS:
         raise OptionError(f"yolo_trainer: unknown task {task!r}: {near(task, _TRAINERS)}")
     base: Any = getattr(yolo_library("yolo_trainer", f"ultralytics.models.yolo.{task}"), _TRAINERS[task])
@@ -261,6 +310,18 @@ def yolo_trainer(task: str = "detect") -> type:
 
     CutTrainer.__name__ = CutTrainer.__qualname__ = f"Cut{base.__name__}"
     return CutTrainer
+
+
+def is_yolo(model: nn.Module) -> bool:
+    """Whether a model is one of ultralytics, which need not be imported to say so.
+
+    Args:
+        model: Any model.
+
+    >>> is_yolo(nn.Linear(1, 1))
+    False
+    """
+    return any(kind.__module__.startswith("ultralytics.nn.tasks") for kind in type(model).__mro__)
 
 
 def build_yolo(name: str, options: Mapping[str, Any]) -> nn.Module:

@@ -123,9 +123,12 @@ def compress(
     trained; --calibrate refits the remaining weights."""
     from secateur.cli.small_files import check_out, is_folder, write_folder
     from secateur.container.archive import save
+    from secateur.core.file_endings import check_ending
     from secateur.search.compress import compress as search
     from secateur.search.compressed import CompressOptions
 
+    if not is_folder(out):
+        check_ending(out, "compress writes a .sct file", ".sct")
     net = model.build()
     check_out(out, net)
     if is_folder(out) and flags.goal is Goal.small:

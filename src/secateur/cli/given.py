@@ -27,8 +27,8 @@ __all__ = ["InputFlags", "ModelFlags", "ModelName", "ModelOptions", "Weights"]
 ModelName = Annotated[
     str,
     typer.Argument(
-        help="One of ours (`secateur list models`), timm/NAME, torchvision/NAME, hf/NAME, the folder of a Hugging Face "
-        "model, package.module:function.",
+        help="One of ours (`secateur list models`), timm/NAME, torchvision/NAME, hf/NAME, ultralytics/NAME or "
+        "ultralytics/FILE.pt, the folder of a Hugging Face model, package.module:function.",
         show_default=False,
     ),
 ]
@@ -81,7 +81,10 @@ class ModelFlags:
         asked = self._options().get("pretrained")
         if self.weights is not None or asked is not None:
             return self.weights is not None or bool(asked)
-        return self.folder() is not None or (self.model.startswith("hf/") and not self._architecture())
+        library, _, name = self.model.partition("/")
+        if library == "ultralytics":
+            return name.endswith(".pt")
+        return self.folder() is not None or (library == "hf" and not self._architecture())
 
     def build(self) -> nn.Module:
         """The model with its weights, in evaluation mode."""
@@ -90,6 +93,11 @@ class ModelFlags:
         from secateur import models
         from secateur.lab.weights import load_weights
 
+        if self.weights is not None and self.model.startswith("ultralytics/") and self.model.endswith(".pt"):
+            raise OptionError(
+                f"{self.weights}: expected no weights beside {self.model}, a checkpoint of ultralytics, which has its "
+                "own; leave the second file out"
+            )
         torch.manual_seed(self.seed or 0)
         folder = self.folder()
         # By its whole path, which is no architecture's name.

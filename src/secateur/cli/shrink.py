@@ -237,8 +237,8 @@ def shrink(
         Path,
         typer.Option(
             "--out",
-            help="The small model: a .sct file that holds plan and weights; or, of a Hugging Face model, a new folder "
-            "that from_pretrained loads.",
+            help="The small model: a .sct file that holds plan and weights; of a Hugging Face model, a new folder "
+            "that from_pretrained loads; or, of a model of ultralytics, a .pt file that YOLO(...) loads.",
         ),
     ] = Path("small.sct"),
     repetitions: Annotated[int, typer.Option("--repetitions", min=1, help="Timed repetitions.")] = 25,

@@ -1,7 +1,9 @@
-"""`write_small`: a small model as a .sct file, or as the folder of a Hugging Face model.
+"""`write_small`: a small model as a .sct file, the folder of a Hugging Face model, or a checkpoint of ultralytics.
 
 >>> is_folder(Path("small")), is_folder(Path("small.sct"))
 (True, False)
+>>> is_checkpoint(Path("small.pt"))
+True
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from secateur.adapters.huggingface import SavedFolder
     from secateur.structure.shrink import Shrunk
 
-__all__ = ["check_out", "is_folder", "write_folder", "write_small"]
+__all__ = ["check_out", "is_checkpoint", "is_folder", "write_folder", "write_small"]
 
 
 def is_folder(out: Path) -> bool:
@@ -27,20 +29,29 @@ def is_folder(out: Path) -> bool:
     return not out.suffix
 
 
+def is_checkpoint(out: Path) -> bool:
+    """Whether a name is one of a checkpoint of ultralytics."""
+    return out.suffix == ".pt"
+
+
 def write_small(small: Shrunk, out: Path, example: Any, source: Path | None) -> tuple[int, str]:
     """Write what `shrink` made.
 
     Args:
         small: The small model with its plan.
-        out: A .sct file, or a new folder.
+        out: A .sct file, a new folder, or a .pt file of a model of ultralytics.
         example: What the model is called with.
         source: The Hugging Face folder that the model came from, whose tokenizer goes along.
 
     Returns:
-        The bytes, and how the folder is loaded.
+        The bytes, and how the folder or the checkpoint is loaded.
     """
     from secateur.container.archive import save
 
+    if is_checkpoint(out):
+        from secateur.adapters.ultralytics import save_yolo
+
+        return save_yolo(small, out).stat().st_size, f'  YOLO("{out}")'
     if is_folder(out):
         done = write_folder(small, out, example, source)
         return done.size, str(done)
@@ -54,6 +65,14 @@ def check_out(out: Path, model: nn.Module) -> None:
         out: The file or the folder.
         model: The model that will be cut.
     """
+    if is_checkpoint(out):
+        from secateur.adapters.ultralytics import is_yolo
+
+        if not is_yolo(model):
+            raise OptionError(
+                f"{out}: a .pt file is written of a model of ultralytics, and this is {type(model).__name__}; expected "
+                f"a file that ends in .sct, such as {out.with_suffix('.sct')}"
+            )
     if not is_folder(out):
         return
     if not hasattr(model, "save_pretrained"):

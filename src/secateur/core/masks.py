@@ -339,7 +339,10 @@ class Masks(Mapping[str, torch.Tensor]):
         if not Path(path).is_file():
             raise FormatError(f"{missing(path)}; write one with masks.save(path)")
         with open(path, "rb") as file:
-            spans, metadata, _ = open_header(path, file, FormatError)
+            try:
+                spans, metadata, _ = open_header(path, file, FormatError)
+            except FormatError as error:
+                raise FormatError(f"{error}; write one with masks.save(path)") from error
             if _FORMAT not in metadata:
                 raise FormatError(
                     f"{path}: expected a file written by Masks.save (safetensors with {_FORMAT} in its "

@@ -20,10 +20,11 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from secateur.errors import OptionError
 
-__all__ = ["MODES", "check_mode", "kept_random_state", "undisturbed"]
+__all__ = ["MODES", "PlainState", "check_mode", "kept_random_state", "undisturbed"]
 
 _ValueT = TypeVar("_ValueT")
 
@@ -77,9 +78,9 @@ def undisturbed(model: nn.Module, *, mode: str = "as_found", weights: bool = Fal
 
     Restored, also when the block raises: every parameter's `.grad` (None included; inside the block it is
     None) and `requires_grad`, every buffer's values and identity (batch norm's running statistics), train or
-    eval mode of every submodule, and the random state of torch, numpy and Python. With `weights=True` the
-    parameters' values too, at the cost of a copy of them. `mode` is the mode of the model: "as_found",
-    "train" or "eval".
+    eval mode of every submodule, what a forward writes into plain attributes (`PlainState`), and the random
+    state of torch, numpy and Python. With `weights=True` the parameters' values too, at the cost of a copy of
+    them. `mode` is the mode of the model: "as_found", "train" or "eval".
 
     Gradients are recorded inside even when the caller has switched them off.
     """
@@ -109,11 +110,65 @@ def _switch(model: nn.Module, training: bool) -> None:
             ) from error
 
 
+_OWN = frozenset(vars(nn.Module()))
+"""Attributes of every module: its parameters, buffers, children and hooks, and its mode."""
+
+
+class PlainState:
+    """The plain attributes of a model's modules as they were found, to put them back after a forward.
+
+    A forward may keep what it made for the last input (anchors, tables of positions, a mask), and take it again for an
+    input of the same shape. A later run must not depend on that. Lists and dicts get their items back as well; tensors
+    are not copied.
+
+    Args:
+        model: The model.
+
+    >>> class Counting(nn.Module):
+    ...     seen = 0
+    ...     def forward(self, x):
+    ...         self.seen += 1
+    ...         return x
+    >>> model = Counting()
+    >>> state = PlainState(model)
+    >>> _ = model(torch.zeros(1))
+    >>> state.put_back()
+    >>> model.seen
+    0
+    """
+
+    def __init__(self, model: nn.Module):
+        self._found = [
+            (module, {key: value for key, value in vars(module).items() if key not in _OWN})
+            for module in model.modules()
+            if not isinstance(module, LazyModuleMixin)  # its first forward makes it what it is
+        ]
+        held = [value for _, plain in self._found for value in plain.values()]
+        self._lists = [(value, value.copy()) for value in held if type(value) is list]
+        self._dicts = [(value, value.copy()) for value in held if type(value) is dict]
+
+    def put_back(self) -> None:
+        """Restore them."""
+        for module, found in self._found:
+            now = vars(module)
+            for key in [key for key in now if key not in found and key not in _OWN]:
+                del now[key]
+            for key, value in found.items():
+                if key not in now or now[key] is not value:
+                    now[key] = value
+        for items, listed in self._lists:
+            if len(items) != len(listed) or any(a is not b for a, b in zip(items, listed)):
+                items[:] = listed
+        for table, before in self._dicts:
+            _put_back(table, before)
+
+
 class _FoundState:
     """A model's modes, parameters, buffers and gradients as they were found; with `weights` a copy of the values."""
 
     def __init__(self, model: nn.Module, weights: bool):
         modules = list(model.modules())
+        self._plain = PlainState(model)
         self._modules = [
             (module, module.training, dict(module._parameters), dict(module._buffers)) for module in modules
         ]
@@ -126,6 +181,7 @@ class _FoundState:
 
     def put_back(self) -> None:
         """Restore everything."""
+        self._plain.put_back()
         for module, training, slots, held in self._modules:
             module.training = training
             _put_back(module._parameters, slots)

@@ -57,8 +57,24 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
             if isinstance(found, dict) and isinstance(found.get(key), dict):
                 found = found[key]
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise FormatError(f"{path}: expected a mapping from names to tensors, got {type(found).__name__}")
+        raise FormatError(f"{path}: expected a mapping from names to tensors, got {_said(found)}")
     return found
+
+
+def _said(found: object) -> str:
+    """What a file holds in place of tensors by name, and what to do with it.
+
+    >>> _said({"model": 3, "epoch": 1})
+    "a dict whose 'model' is an int; give the weights alone: torch.save(model.state_dict(), ...)"
+    """
+    if not isinstance(found, dict):
+        return type(found).__name__
+    name, value = next((key, value) for key, value in found.items() if not isinstance(value, torch.Tensor))
+    kind = type(value).__name__
+    text = f"a dict whose {name!r} is {'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+    if type(value).__module__.startswith("ultralytics."):
+        return f"{text}, a whole model of ultralytics; name the file as the model alone, as in ultralytics/best.pt"
+    return f"{text}; give the weights alone: torch.save(model.state_dict(), ...)"
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:

@@ -84,9 +84,14 @@ def build(name: str, **options: Any) -> nn.Module:
         return elsewhere.call(name, options)
     word = name.replace("-", "_").lower()
     if word not in registry.names():
+        if name.endswith((".pt", ".pth", ".safetensors", ".sct")):
+            raise UnknownNameError(
+                f"unknown model {name!r}: expected the name of a model first, got a file; weights follow the name of "
+                f"their model, as in 'resnet20 {name}', and a checkpoint of ultralytics is written ultralytics/{name}"
+            )
         raise UnknownNameError(
             f"unknown model {name!r}: {near(name, names())}; models of other libraries are written timm/NAME, "
-            "torchvision/NAME or hf/NAME, your own package.module:function"
+            "torchvision/NAME, hf/NAME or ultralytics/NAME, your own package.module:function"
         )
     kind = registry.get(word)
     try:

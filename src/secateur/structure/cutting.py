@@ -22,7 +22,7 @@ from secateur.core.masks import Masks
 from secateur.errors import NothingToDoError
 from secateur.execution.fast_copy import collector_paused, copy_module, tensors_of
 from secateur.structure.cut.attributes import set_config_field
-from secateur.structure.cut.choose import dropped, dropped_lines, extended, rounded
+from secateur.structure.cut.choose import dropped, dropped_lines, extended, rounded, staying
 from secateur.structure.cut.fit import fit
 from secateur.structure.cut.plan import Kept, KnownIndices, ShrinkPlan, cut_tensor
 from secateur.structure.depth.leaving import FewerLayers
@@ -60,9 +60,10 @@ class Cut:
 
 @dataclass(frozen=True)
 class CutOptions:
-    """How a model is cut: the options of `shrink`, and two that its proof needs.
+    """How a model is cut: the options of `shrink`, and three more.
 
     `careful` runs the cut forward even where all sizes come from its tensors; `only` names the groups that may be cut.
+    Without `rewrite` no forward is rewritten: channels stay that would make that necessary.
     """
 
     coupling: str = "union"
@@ -71,6 +72,7 @@ class CutOptions:
     across_norm: bool = False
     careful: bool = False
     only: Collection[str] | None = None
+    rewrite: bool = True
 
 
 @collector_paused()
@@ -136,6 +138,8 @@ def _cut_channels(model: nn.Module, masks: Masks, example: object, options: CutO
     if any(op.name in _ATTENTION for op in structure.trace.ops):
         structure = _structure_for_heads(structure, masks, model, example, options.across_norm, lines)
     locks: list[Lock] = []
+    alike: set[str] = set()
+    uncut: set[str] = set()
     while True:
         gone = dropped(structure, masks, model, options.coupling, lines)
         gone = rounded(structure, gone, options.round_to, options.at_least)
@@ -143,12 +147,18 @@ def _cut_channels(model: nn.Module, masks: Masks, example: object, options: CutO
             gone = {
                 index: bits for index, bits in gone.items() if structure.groups[index].name in options.only
             }
+        gone = staying(structure, gone, alike, uncut)
         if not any(bits.any() for bits in gone.values()):
             raise NothingToDoError(_nothing(structure, model, locks))
         alive = structure.alive({index: ~bits for index, bits in gone.items() if bits.any()})
         fitted = fit(structure, model, example, alive, options.careful)
         if not fitted.locks:
-            break
+            rewritten = set() if options.rewrite else set(fitted.plan.rewrites)
+            if not rewritten - uncut:
+                break
+            uncut |= rewritten & alike
+            alike |= rewritten
+            continue
         locks += fitted.locks
         structure = regroup(structure, fitted.locks)
     whole = extended(structure, masks, alive, model, lines)

@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 
 from secateur.core.html_table import html_table
 from secateur.errors import OptionError
+from secateur.structure.trace.refused import Refused
 
 __all__ = ["MODES", "Proof", "ProofCase", "ProofDomain", "ProofLike", "ProofOptions", "as_proof_options"]
 
@@ -30,6 +31,9 @@ training, with a backward pass.
 """
 
 Shapes = tuple[tuple[int, ...], ...]
+
+_NAMED = 4
+"""How many of the refused shapes a proof's text names."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +181,7 @@ class Proof:
             rounding errors decide the values (batch norm over few positions).
         bypassed: Blocks of the dense model whose output was their input: the shrunk model does not have them, and a
             norm after the addition keeps zeros from standing for that.
+        refused: Other shapes that were tried and that the dense model does not accept, each with the reason.
     """
 
     error: float
@@ -191,6 +196,7 @@ class Proof:
     selected: tuple[str, ...] = ()
     bypassed: tuple[str, ...] = ()
     shapes_only: bool = False
+    refused: tuple[Refused, ...] = ()
 
     @property
     def holds(self) -> bool:
@@ -229,6 +235,10 @@ class Proof:
             where += ", in training by shapes and gradients alone (random numbers or rounding errors decide the values)"
         if self.bypassed:
             where += f", with {', '.join(self.bypassed)} of the dense model bypassed"
+        if self.refused:
+            tried = list(dict.fromkeys(" and ".join(map(str, each.shapes)) for each in self.refused))
+            more = f" and {len(tried) - _NAMED} more" if len(tried) > _NAMED else ""
+            where += f"; not on {', '.join(tried[:_NAMED])}{more}, which the dense model refuses"
         if not self.equality:
             return (
                 "no equality: axes were cut across a normalisation; "

@@ -20,6 +20,7 @@ from secateur.structure.cut.branches import LargerInputs, branching_example
 from secateur.structure.proof import ProofOptions, Shapes
 from secateur.structure.trace.in_training import reads_training, training_examples
 from secateur.structure.trace.other_shapes import other_shapes, shapes_of
+from secateur.structure.trace.refused import Refused
 
 __all__ = ["ProofInput", "affordable", "proof_inputs"]
 
@@ -82,6 +83,7 @@ def proof_inputs(
     options: ProofOptions,
     traced: str,
     larger: LargerInputs | None = None,
+    refused: list[Refused] | None = None,
 ) -> list[ProofInput]:
     """The inputs to run and the modes of each.
 
@@ -91,13 +93,14 @@ def proof_inputs(
         options: The options of the proof.
         traced: How the model can be recorded: "meta" or "real".
         larger: Its larger inputs as far as they have been recorded; None where they have not.
+        refused: A list that the shapes are added to which the model does not accept; or None.
     """
     example = _varied(example)
     training = list(training_input(model, example, options))
     found = [ProofInput("example", example, options.modes)]
     if not options.other_shapes:
         return [*found, *training]
-    shapes = other_shapes(model, example, traced)
+    shapes = other_shapes(model, example, traced, refused)
     others = [ProofInput(each.what, _fresh(each.example), options.modes, each.example) for each in shapes]
     if not others:
         others = [ProofInput("fresh", _fresh(example), options.modes, example)]

@@ -25,7 +25,7 @@ from secateur.execution.calling import call
 from secateur.execution.devices import device_of
 from secateur.execution.example import Example, call_arguments
 from secateur.execution.fast_copy import collector_paused, copy_module
-from secateur.execution.undisturbed import kept_random_state
+from secateur.execution.undisturbed import PlainState, kept_random_state
 from secateur.structure.cut.plan import ShrinkPlan, cut_tensor
 from secateur.structure.depthwise import depthwise_sums
 
@@ -135,8 +135,11 @@ def _settings(dtype: torch.dtype, fast: bool) -> Iterator[None]:
 
 
 def run(model: nn.Module, example: Example, mode: str, dtype: torch.dtype, fast: bool = True) -> ModelRun:
-    """Run a model on an input in a mode; an exception is part of the result."""
-    device = device_of(model)
+    """Run a model on an input in a mode; an exception is part of the result.
+
+    What the forward keeps in plain attributes is forgotten, so that no run depends on the one before.
+    """
+    device, plain = device_of(model), PlainState(model)
 
     def placed(tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor.detach().to(device)
@@ -152,6 +155,8 @@ def run(model: nn.Module, example: Example, mode: str, dtype: torch.dtype, fast:
             raise_if_out_of_memory(error)
             found.error = error
             return found
+        finally:
+            plain.put_back()
     found.outputs = [tensor.detach() for tensor in tensors_in(outputs)]
     return found
 

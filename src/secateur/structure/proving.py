@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -35,10 +35,11 @@ from secateur.structure.cut.branches import (
 )
 from secateur.structure.cut.plan import ShrinkPlan
 from secateur.structure.depth.bypass import bypass_
-from secateur.structure.proof import Proof, ProofCase, ProofOptions
+from secateur.structure.proof import Proof, ProofCase, ProofOptions, Shapes
 from secateur.structure.proof_inputs import ProofInput, proof_inputs
 from secateur.structure.proof_runs import ModelRun, disturb_, double_copy, random_fills, run
 from secateur.structure.selections import Selections, largest_difference
+from secateur.structure.trace.refused import Refused
 from secateur.structure.trace.trace import Trace
 
 __all__ = ["DenseRun", "ShapeProofError", "prove"]
@@ -96,6 +97,7 @@ class _Prover:
         fills: Values to use for parameters that are 0, of the dense model and of the shrunk one.
         bypassed: The blocks whose output is their input in the dense model.
         plan: How the shrunk model was cut; None where that is not known.
+        refused: The inputs of other shapes that the dense model did not accept in any mode, by their shapes.
     """
 
     model: nn.Module
@@ -107,6 +109,7 @@ class _Prover:
     fills: tuple[Mapping[str, torch.Tensor] | None, Mapping[str, torch.Tensor] | None] = (None, None)
     bypassed: tuple[str, ...] = ()
     plan: ShrinkPlan | None = None
+    refused: dict[Shapes, Refused] = field(default_factory=dict)
 
     def dense(self) -> nn.Module:
         """The masked dense model in the precision of the proof."""
@@ -120,6 +123,9 @@ class _Prover:
         """
         dense = self.dense()
         wanted = [self._accepted(dense, each, mode) for each in inputs for mode in each.modes]
+        for one in wanted:
+            if one is not None:
+                self.refused.pop(one[0].shapes, None)
         del dense
         small = double_copy(self.small, None, self.dtype, self.fills[1])
         found = []
@@ -154,6 +160,8 @@ class _Prover:
                 f"the masked {_name(self.model)} does not run on the example "
                 f"({_said(want.error)}); the model is unchanged"
             ) from want.error
+        if each.what != "fresh":
+            self.refused.setdefault(each.shapes, Refused.by(each.shapes, want.error))
         return None
 
     def _checked(self, each: ProofInput, mode: str, want: ModelRun, got: ModelRun) -> tuple[float, float]:
@@ -364,7 +372,8 @@ def prove(
     options = options or ProofOptions()
     how = how or DenseRun()
     larger = larger_inputs(how.recording)
-    inputs = proof_inputs(model, example, options, how.traced, larger)
+    refused: list[Refused] = []
+    inputs = proof_inputs(model, example, options, how.traced, larger, refused)
     prover = _Prover(
         model, small, masks, torch.float64, options.tolerance, equality, bypassed=how.bypassed, plan=plan
     )
@@ -382,7 +391,7 @@ def prove(
         if fills[0]:
             prover.fills, filled = fills, tuple(fills[0])
             found = prover.compare(inputs)
-    return _proof_of(prover, found, filled)
+    return replace(_proof_of(prover, found, filled), refused=(*refused, *prover.refused.values()))
 
 
 def _proof_of(

@@ -92,6 +92,7 @@ class Shrunk:
             f"{type(self.model).__name__}: {self.proof}",
             f"{len(self.plan.keep)} tensors cut: {before:,} elements before, {after:,} after",
         ]
+        lines += [f"refused by the dense model: {each}" for each in self.proof.refused[:3]]
         lines += [
             f"layers kept of {container or 'the model'}: {', '.join(keys) or 'none'}"
             for container, keys in self.plan.layers.items()

@@ -16,7 +16,9 @@ torch.Size([4, 4])
 from __future__ import annotations
 
 import copy
+import json
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -272,7 +274,18 @@ def save_shrunk(model: nn.Module, plan: ShrinkPlan, path: str | os.PathLike[str]
     warn_of_plan(model, plan.shapes, path, plan.layers)
     data = save(tensors, metadata={"format": "secateur-shrunk", "version": "1", "plan": plan.to_json()})
     with atomic_open(path) as file:
-        file.write(data)
+        for part in _with_checksum(data):
+            file.write(part)
+
+
+def _with_checksum(data: bytes) -> tuple[bytes, memoryview]:
+    """A safetensors file whose metadata holds the CRC-32 of all its tensors, as two parts."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header, tensors = json.loads(data[8:end]), memoryview(data)[end:]
+    header["__metadata__"]["crc32"] = str(zlib.crc32(tensors))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
+    return len(text).to_bytes(8, "little") + text, tensors
 
 
 @verb
@@ -339,8 +352,14 @@ def _read(path: str | os.PathLike[str]) -> tuple[ShrinkPlan, dict[str, torch.Ten
         raise FormatError(
             f"{path}: expected a file written by small.save, got metadata {str(sorted(meta))[:200]}"
         )
-    plan = ShrinkPlan.from_json(meta.get("plan", ""))
+    plan, data = ShrinkPlan.from_json(meta.get("plan", "")), Path(path).read_bytes()
+    tensors = memoryview(data)[8 + int.from_bytes(data[:8], "little") :]
+    if "crc32" in meta and meta["crc32"] != str(zlib.crc32(tensors)):
+        raise FormatError(
+            f"{path}: its tensors are damaged: expected the checksum {meta['crc32'][:20]}, got {zlib.crc32(tensors)}; "
+            "copy the file again, or write it again with small.save(path)"
+        )
     try:
-        return plan, load(Path(path).read_bytes())
+        return plan, load(data)
     except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError, OverflowError) as error:
         raise FormatError(f"{path}: expected a safetensors file, got something else ({error})") from error

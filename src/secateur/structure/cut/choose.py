@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from secateur.errors import MaskMismatchError
 from secateur.execution.fast_copy import tensors_of
 from secateur.structure.groups.couplings import Group, Slot, Structure
 
-__all__ = ["dropped", "dropped_lines", "extended", "rounded"]
+__all__ = ["dropped", "dropped_lines", "extended", "rounded", "staying"]
 
 
 def dropped_lines(structure: Structure, masks: Masks) -> dict[tuple[str, int], np.ndarray]:
@@ -201,3 +201,34 @@ def extended(
             stays[axis] = stays[axis] & line.to(parameter.device) if axis in stays else line
         found[name] = Lines(stays, tuple(parameter.shape))
     return Masks(found)
+
+
+def staying(
+    structure: Structure, gone: dict[int, np.ndarray], alike: Collection[str], uncut: Collection[str]
+) -> dict[int, np.ndarray]:
+    """What is removed, without what stays for the sake of some modules whose forwards have hard-coded widths.
+
+    Args:
+        structure: The structure of the model.
+        gone: For every group, the units that are removed.
+        alike: Modules in which groups along one axis of a tensor keep the same number of units: an axis that the
+            forward splits into pieces of one size.
+        uncut: Modules whose own layers keep all their units.
+    """
+    if not alike:
+        return gone
+    found = dict(gone)
+    tied: dict[tuple[str, int, int], list[Group]] = {}
+    for group in structure.groups:
+        for slot in group.slots:
+            if any(slot.name.startswith(f"{path}." if path else "") for path in uncut):
+                found[group.index] = np.zeros(group.count, bool)
+            if any(slot.name.startswith(f"{path}." if path else "") for path in alike):
+                tied.setdefault((slot.name, slot.axis, group.count), []).append(group)
+    for groups in tied.values():
+        least = min(int(found[group.index].sum()) for group in groups)
+        for group in groups:
+            bits = found[group.index].copy()
+            bits[np.flatnonzero(bits)[least:]] = False
+            found[group.index] = bits
+    return found

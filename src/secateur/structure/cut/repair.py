@@ -365,9 +365,10 @@ class Repairs:
         if not new and -1 not in asked and self._input_moved(ops[0]):
             new = {position: size for position, size in sizes if position not in free}
         if call.function in ("view", "reshape"):
-            # A size computed from another one (C // heads) can change with a cut width by mistake.
+            # A size computed from another one (C // heads) can change with a cut width by mistake. One that the cut
+            # forward asks for rightly as it is stays an expression: it may follow the input.
             for position, size in sizes[1:]:
-                if position > 1 and position not in free:
+                if position > 1 and position not in free and (given is None or now[position] != size):
                     new.setdefault(position, size)
         return Rewrite(call.function, 0, tuple(sorted(new.items()))) if new else None
 

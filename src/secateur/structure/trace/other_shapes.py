@@ -1,8 +1,10 @@
 """Other shapes that a model accepts: a batch of another size, images of another size, sequences of another length.
 
 They are found by trying. The example's tensors are repeated or cropped along their axes and the model is recorded on
-them without compute (on meta tensors); a shape that raises no error is accepted. Axes of equal size change together, so
-that token ids and their mask, or height and width, stay consistent.
+them without compute (on meta tensors); a shape that raises no error is accepted. Where it is the meta tensors that it
+fails on, it is run on real ones: a forward that keeps what it made for the last input looks at values for any other
+size, and at none for that one. Axes of equal size change together, so that token ids and their mask, or height and
+width, stay consistent.
 
 >>> import torch
 >>> from torch import nn
@@ -26,6 +28,7 @@ from secateur.core.nested import map_tensors, tensors_in
 from secateur.execution.example import Example
 from secateur.execution.fast_copy import collector_paused
 from secateur.structure.trace.calls import FunctionCall
+from secateur.structure.trace.refused import Refused
 from secateur.structure.trace.trace import Trace, trace
 
 __all__ = [
@@ -94,20 +97,23 @@ def shapes_of(example: Example) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(tensor.shape) for tensor in tensors_in(example))
 
 
-def other_shapes(model: nn.Module, example: Example, mode: str = "meta") -> list[OtherShape]:
+def other_shapes(
+    model: nn.Module, example: Example, mode: str = "meta", refused: list[Refused] | None = None
+) -> list[OtherShape]:
     """The examples of other shapes that a model accepts: at most one of another batch size, and a few of other sizes.
 
     Args:
         model: The model; it is not changed.
         example: An example it runs on.
         mode: How the forward is recorded: "meta" or "real", as `trace` takes it.
+        refused: A list that what was tried and refused is added to, where no shape of its kind was accepted; or None.
 
     Returns:
         The accepted examples; an empty list for a model that takes one shape only.
     """
     # Tensors on meta hold no memory that the collector could free.
     with collector_paused() if mode == "meta" else nullcontext():
-        return _accepted(model, example, mode)
+        return _accepted(model, example, mode, [] if refused is None else refused)
 
 
 def larger_examples(example: Example, times: float) -> Iterator[Example]:
@@ -167,14 +173,18 @@ def _times(size: int, times: float) -> int:
     return -(-larger // 32) * 32 if size >= 64 else larger
 
 
-def _accepted(model: nn.Module, example: Example, mode: str) -> list[OtherShape]:
-    found = []
+def _accepted(model: nn.Module, example: Example, mode: str, refused: list[Refused]) -> list[OtherShape]:
+    found: list[OtherShape] = []
     trials = _Trials(model, example, mode)
     for axes, sizes in _sizes(example)[:_MOST_SIZES]:
+        many = len(found)
         for attempts in _other_sizes(example, axes, sizes):
             accepted = next(filter(None, (trials.attempt("size", each) for each in attempts)), None)
             if accepted is not None:
                 found.append(accepted)
+        if len(found) == many:
+            refused += trials.refused
+        trials.refused.clear()
     # The other batch is one of the smallest images or sequences accepted: it costs least to run.
     small = min([example, *(other.example for other in found)], key=_elements)
     # Its images are taller than wide where those of the other sizes are wider than tall.
@@ -184,6 +194,7 @@ def _accepted(model: nn.Module, example: Example, mode: str) -> list[OtherShape]
         accepted = trials.attempt("batch", batch)
         if accepted is not None:
             return [accepted, *found]
+    refused += trials.refused
     return found
 
 
@@ -215,6 +226,7 @@ class _Trials:
 
     def __init__(self, model: nn.Module, example: Example, mode: str):
         self.model, self.example, self.mode = model, example, mode
+        self.refused: list[Refused] = []
 
     def attempt(self, what: str, example: Example) -> OtherShape | None:
         """The example, if the model accepts it."""
@@ -224,7 +236,11 @@ class _Trials:
     def recorded(self, example: Example) -> Trace | None:
         """The recording of the model on the example, if it accepts it."""
         found = trace(self.model, example, mode=self.mode, partial=True)
+        if self.mode == "meta" and _of_meta(found.error) and not any(t.is_meta for t in tensors_in(example)):
+            found = trace(self.model, example, mode="real", partial=True)
         refused = found.error is not None or self._parted(found, rows_of(example))
+        if refused:
+            self.refused.append(Refused.by(shapes_of(example), found.error))
         return None if refused else found
 
     def _parted(self, found: Trace, rows: int) -> bool:
@@ -241,6 +257,11 @@ class _Trials:
         outputs = trace(self.model, self.example, mode=self.mode, partial=True).outputs
         rows = rows_of(self.example)
         return {place for place, ref in enumerate(outputs) if ref.shape and ref.shape[0] == rows}
+
+
+def _of_meta(error: BaseException | None) -> bool:
+    """Whether an error is that of a tensor without values, which says nothing about the shape."""
+    return isinstance(error, (RuntimeError, NotImplementedError)) and "meta" in str(error).lower()
 
 
 def _other_batches(example: Example) -> Iterator[Example]:

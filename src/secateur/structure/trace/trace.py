@@ -306,11 +306,23 @@ def trace(
             f"example: expected a tensor of one batch, as {type(model).__name__} is called with it, got the text "
             f"{str(example)!r}; read that file into a tensor first"
         ) from cause
+    if any(type(part).__module__ == "numpy" for part in _parts(example)):
+        raise TraceError(
+            f"example: expected tensors, as {type(model).__name__} is called with them, got numpy.ndarray; give "
+            "torch.from_numpy(example)"
+        ) from cause
     raise TraceError(
         f"the forward pass of {type(model).__name__} could not be recorded with this example ("
         + "; ".join(problems)
         + "); check that model(example) runs: a tuple means several arguments, a dict keywords"
     ) from cause
+
+
+def _parts(example: Any) -> list[Any]:
+    """The arguments of an example."""
+    if isinstance(example, dict):
+        return list(example.values())
+    return list(example) if isinstance(example, (tuple, list)) else [example]
 
 
 @contextmanager

@@ -102,6 +102,39 @@ def test_a_width_in_a_forward_of_training_is_repaired() -> None:
     torch.testing.assert_close(model.eval()(other), small.model.eval()(other))
 
 
+def test_norms_and_heads_of_training_alone_are_cut_with_the_rest() -> None:
+    """Evaluation runs a folded norm; training the norm itself, and heads on fixed parts of the output."""
+
+    class Folded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.norm, self.out = (
+                nn.Conv2d(3, 16, 3, padding=1),
+                nn.BatchNorm2d(16),
+                nn.Conv2d(16, 4, 1),
+            )
+            self.scale, self.shift = nn.Parameter(torch.ones(16)), nn.Parameter(torch.zeros(16))
+            self.heads = nn.ModuleList([nn.Conv2d(2, 3, 1) for _ in range(2)])
+            self.aux = nn.Linear(16 * 4, 3)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            y = self.a(x)
+            if not self.training:
+                return (self.out(torch.relu(y * self.scale[:, None, None] + self.shift[:, None, None])),)
+            y = torch.relu(self.norm(y))
+            aux = self.aux(nn.functional.adaptive_avg_pool2d(y, 2).view(-1, 16 * 4))
+            return (aux, *(head(part) for head, part in zip(self.heads, self.out(y).split(2, 1))))
+
+    torch.manual_seed(0)
+    model = Folded().eval()
+    masks = sc.prune(model, "l2", "channel", 0.5, example=X)
+    small = sc.shrink(model, masks, X).model
+    assert (small.norm.num_features, small.aux.in_features) == (8, 32)
+    masks.apply_(model)
+    for want, got in zip(model.train()(X), small.train()(X), strict=True):
+        torch.testing.assert_close(got, want)
+
+
 def test_a_lock_of_training_names_its_operator() -> None:
     locks = [lock for lock in sc.explain(Net(chosen), X).locks if lock.reason.startswith("in training")]
     assert [(lock.reason, lock.operator) for lock in locks] == [("in training: indexed by a tensor", "index")]

@@ -13,7 +13,8 @@ Files, in reading order:
 - `methods/`: `kmeans`, `uniform`, `exact`; `starts/`: initial centroids of K-means.
 - `sorted_weights`, `lloyd`, `program`, `lookup`: fast one-dimensional clustering.
 - `prices`, `rate_distortion`, `rates`: the cost of a value in bits, and assignment by error and bits together.
-- `calibrated`, `tables`: codebooks by the error of outputs on data, of layers and of embedding tables.
+- `calibrated`, `tables`: codebooks by the error of outputs on data, of layers and of embedding tables; `bits_by_error`:
+  how many bits each tensor should have, by the error that it alone causes.
 - `codebook_training`, `tuned_values`: training the values of a shared model.
 - `latent_training`: training weights as multiples of a step, for accuracy and bytes at once.
 

@@ -8,7 +8,7 @@ In reading order:
 - `trace`: the recorder and its records: `Op`, `TensorRef`, `Trace`.
 - `calls`: the calls that were given sizes in Python (`x.view(b, 8, -1)`), matched with the operators they became.
 - `meta_shapes`: the output shapes of the most frequent operators, computed faster than torch does.
-- `other_shapes`: the other batches, image sizes and lengths that the model accepts.
+- `other_shapes`: the other batches, image sizes and lengths that the model accepts; `refused`: one that it does not.
 - `in_training`: whether a model does something else in training, and its recording there.
 - `fixed_count_norms`: means and norms that divide by the dense model's count; the recorder sees them as the plain ones.
 

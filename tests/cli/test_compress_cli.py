@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -67,10 +68,20 @@ def test_something_must_judge(secateur):
     assert "expected something that judges; give --data (a dataset with labels) or --evaluate" in err
 
 
-def test_a_folder_is_no_place_for_the_smallest_file(secateur):
-    code, _, err = secateur("compress", "lenet-300-100", "--data", "digits", "--out", "folder")
-    assert code != 0
-    assert "a folder is written of a Hugging Face model" in err
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("--out", "folder"), "a folder is written of a Hugging Face model"),
+        (("--out", "folder", "--goal", "small"), "folder: --goal small writes one file"),
+        (("--goal", "small", "--round-to", "8"), "--round-to is for --goal fast"),
+        (("--bits", "3"), "--bits is for --goal small"),
+        (("--calibrate-passes", "2"), "--calibrate-passes are steps on inputs"),
+    ],
+)
+def test_what_has_no_effect_or_no_place_is_refused(secateur, words, text):
+    code, _, err = secateur("compress", "lenet-300-100", "--data", "digits", *words)
+    assert code == 2
+    assert text in err
 
 
 def test_no_attempt_that_holds_has_its_exit_code_and_writes_nothing(secateur, tmp_path):

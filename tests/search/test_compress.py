@@ -218,22 +218,85 @@ def test_a_cut_continues_from_what_held_and_its_plan_fits_the_first_model(traine
     assert len(set(widths)) == 3
 
 
-def test_an_attempt_whose_training_diverges_is_dropped_and_the_search_goes_on(trained, batches):
+def test_an_attempt_whose_training_diverges_is_dropped_and_the_search_goes_on(trained):
+    """Its weights are NaN after training, which the judgement shows."""
+
     def diverge(model):
         with torch.no_grad():
             model[0].weight.fill_(math.nan)
 
+    numbers = iter([1.0])
+    lines = []
     with pytest.raises(BudgetNotMetError) as caught:
         sc.compress(
             trained,
             EXAMPLE,
-            first_call_only(1.0, 0.0),
+            lambda model: next(numbers, 0.0 * float(model[0].weight.detach().sum())),
             lost=0.0,
             retrain=diverge,
-            options=sc.CompressOptions(attempts=2),
+            options=sc.CompressOptions(attempts=2, on_message=lines.append),
         )
+    assert (
+        sum("retrained: failed: evaluate: expected a finite number, got nan" in line for line in lines) == 2
+    )
     assert "none of 2 attempts held 1.0000" in str(caught.value)
     assert "refit on inputs without labels (data=, or --calibrate) or retrain longer" in str(caught.value)
+
+
+def test_a_number_that_is_none_is_retrained_and_the_next_bits_are_tried(trained):
+    calls = []
+    numbers = iter([1.0, math.nan, 1.0])
+    options = sc.CompressOptions(attempts=1)
+    found = sc.compress(
+        trained, EXAMPLE, lambda model: next(numbers, 1.0), retrain=calls.append, options=options
+    )
+    assert len(calls) == 1
+    assert found.best.trained
+    numbers = iter([1.0, math.nan, 1.0])
+    found = sc.compress(trained, EXAMPLE, lambda model: next(numbers, 1.0), goal="small", options=options)
+    assert found.best.bits == 4
+
+
+def test_nothing_that_could_be_judged_says_why_and_where_to_look(trained, batches):
+    options = sc.CompressOptions(attempts=1, skip="*")
+    with pytest.raises(BudgetNotMetError, match=r"came to a model that could be judged; .*secateur explain"):
+        sc.compress(trained, EXAMPLE, batches, options=options)
+
+
+class Auxiliary(nn.Module):
+    """Keeps a loss of its last forward, as mixtures of experts do; has a table, and a head that only training uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(40, 16)
+        self.fc = nn.Linear(16, 32)
+        self.out = nn.Linear(32, 5)
+        self.head = nn.Linear(32, 3)
+
+    def forward(self, x):
+        y = torch.relu(self.fc(self.table(x).mean(1)))
+        self.aux = y.mean()
+        return (self.out(y), self.head(y)) if self.training else self.out(y)
+
+
+def test_a_table_and_a_head_that_the_data_does_not_reach_are_shared_and_not_pruned():
+    torch.manual_seed(0)
+    model, x = Auxiliary().eval(), torch.randint(40, (6, 4))
+    model.requires_grad_(True)
+
+    def retrain(net):
+        net.train()
+        sum(out.sum() for out in net(x)).backward()
+
+    numbers = iter([1.0, 0.0, 0.0])
+    options = sc.CompressOptions(attempts=1)
+    found = sc.compress(
+        model, x, lambda net: next(numbers, 1.0), goal="small", data=[x], retrain=retrain, options=options
+    )
+    assert {"table.weight", "fc.weight", "out.weight", "head.weight"} == set(found.codebooks)
+    assert int((found.model.table.weight == 0).sum()) == 0
+    assert int((found.model.fc.weight == 0).sum()) > 0
+    assert found.best.trained
 
 
 @pytest.mark.parametrize(
@@ -264,6 +327,9 @@ def test_an_evaluate_that_can_be_read_once_is_refused(trained, batches):
         ({"allocation": "all"}, "allocation: expected 'uniform', 'scan', 'between' or 'best'"),
         ({"bits": ()}, "bits: expected a number from 1 to 8, or several, got ()"),
         ({"bits": 9}, "bits: expected a number from 1 to 8"),
+        ({"bits": 3.5}, "bits: expected a number from 1 to 8"),
+        ({"bits": True}, "bits: expected a number from 1 to 8"),
+        ({"bits": None}, "bits: expected a number from 1 to 8"),
     ],
 )
 def test_wrong_settings_are_refused(options, text):
@@ -300,16 +366,47 @@ def test_a_retraining_may_return_its_loss_but_not_another_model(trained):
         sc.compress(trained, EXAMPLE, first_call_only(1.0, 0.0), retrain=lambda model: 0.3, options=options)
 
 
-def test_evaluate_is_given_copies(trained):
+@pytest.mark.parametrize("allocation", ["uniform", "scan", "between", "best"])
+def test_evaluate_is_given_copies(trained, allocation):
+    calls = []
+
     def evaluate(model):
         with torch.no_grad():
-            model[0].weight.zero_()
+            model[0].weight.mul_(1.5)
+        calls.append(model)
         return 1.0
 
     before = state_of(trained)
-    found = sc.compress(trained, EXAMPLE, evaluate, options=sc.CompressOptions(attempts=1))
+    options = sc.CompressOptions(attempts=1, allocation=allocation)
+    found = sc.compress(trained, EXAMPLE, evaluate, options=options)
     assert all(torch.equal(before[name], value) for name, value in trained.state_dict().items())
     assert found.best.holds
+    assert len(calls) > 6 or allocation in ("uniform", "best")  # the scan asks for each group and level
+
+
+def test_a_test_that_cannot_judge_is_refused_before_the_search(trained):
+    calls = []
+
+    def evaluate(model):
+        calls.append(model)
+        return 1.0
+
+    for wrong in (lambda model: {"loss": 1.0, "acc": 0.5}, 3):
+        with pytest.raises((OptionError, DataError)):
+            sc.compress(trained, EXAMPLE, evaluate, options=sc.CompressOptions(attempts=1, test=wrong))
+    assert len(calls) == 2
+
+
+def test_what_is_lost_to_the_last_digit_holds(trained):
+    numbers = iter([0.8])
+    options = sc.CompressOptions(attempts=1)
+    found = sc.compress(trained, EXAMPLE, lambda model: next(numbers, 0.7), lost=0.1, options=options)
+    assert found.best.holds
+
+
+def test_tuning_needs_inputs(trained, batches):
+    with pytest.raises(OptionError, match="tune: gradient steps without labels need inputs"):
+        sc.compress(trained, EXAMPLE, batches, options=sc.CompressOptions(tune=5))
 
 
 def test_a_number_that_rises_by_cutting_alone_is_doubted(trained):
@@ -333,6 +430,8 @@ def test_small_takes_the_weights_of_recurrent_and_attention_layers_too():
     torch.manual_seed(0)
     model, x = Recurrent().eval(), torch.randn(2, 5, 12)
     options = sc.CompressOptions(attempts=1, bits=3)
+    with_data = sc.compress(model, x, lambda net: 1.0, goal="small", data=[x], options=options)
+    assert "gru.weight_ih_l0" in with_data.codebooks
     found = sc.compress(model, x, lambda net: 1.0, goal="small", options=options)
     weights = {name: value for name, value in found.model.named_parameters() if value.dim() >= 2}
     assert (
@@ -348,10 +447,12 @@ def test_small_takes_the_weights_of_recurrent_and_attention_layers_too():
     )
     total = sum(value.numel() for value in weights.values())
     assert sum(int((value == 0).sum()) for value in weights.values()) == pytest.approx(total / 2, abs=1)
-    skipping = sc.CompressOptions(attempts=1, bits=3, skip=["gru", "head"])
-    found = sc.compress(model, x, lambda net: 1.0, goal="small", options=skipping)
-    assert "gru.weight_ih_l0" not in found.codebooks
-    assert "attention.in_proj_weight" in found.codebooks
+    for pattern in ("gru", "type:GRU", nn.GRU):
+        for data in (None, [x]):
+            skipping = sc.CompressOptions(attempts=1, bits=3, skip=[pattern, "head"])
+            found = sc.compress(model, x, lambda net: 1.0, goal="small", data=data, options=skipping)
+            assert "gru.weight_ih_l0" not in found.codebooks
+            assert "attention.in_proj_weight" in found.codebooks
 
 
 def test_inputs_of_nan_are_said(trained, batches):

@@ -79,6 +79,20 @@ class CompressFlags:
         ),
     ] = None
 
+    def check(self, out: Path, folder: bool) -> None:
+        """Refuse options that have no effect, and a place that nothing could be written to.
+
+        Args:
+            out: What is written.
+            folder: Whether that is a folder.
+        """
+        if self.goal is Goal.small and folder:
+            raise OptionError(f"{out}: --goal small writes one file; expected a name that ends in .sct")
+        if self.goal is Goal.small and self.round_to is not None:
+            raise OptionError("--round-to is for --goal fast, which removes channels; leave it out")
+        if self.goal is Goal.fast and self.bits is not None:
+            raise OptionError("--bits is for --goal small, which shares weights; leave it out")
+
     def judges(self, net: nn.Module) -> tuple[_Judge, _Judge | None]:
         """What decides, and what judges once at the end.
 
@@ -129,10 +143,11 @@ def compress(
 
     if not is_folder(out):
         check_ending(out, "compress writes a .sct file", ".sct")
+    flags.check(out, is_folder(out))
+    if calibration.calibrate_passes and not calibration.wanted:
+        raise OptionError("--calibrate-passes are steps on inputs: expected --calibrate with them; give it")
     net = model.build()
     check_out(out, net)
-    if is_folder(out) and flags.goal is Goal.small:
-        raise OptionError(f"{out}: --goal small writes one file; expected a name that ends in .sct")
     example, (judge, test) = model.example(net), flags.judges(net)
     found = search(
         net,

@@ -29,7 +29,17 @@ from secateur.compensation.walking import Walk
 from secateur.errors import NonFiniteError
 from secateur.execution.example import Batch
 
-__all__ = ["FittedLayer", "LayerProblem", "Observed", "Setting", "Solution", "Solver", "fit", "observed"]
+__all__ = [
+    "FittedLayer",
+    "LayerProblem",
+    "Observed",
+    "Setting",
+    "Solution",
+    "Solver",
+    "fit",
+    "layers_called",
+    "observed",
+]
 
 ROWS_PER_FEATURE = 100
 """Rows of inputs that are used for each unknown of an output, where there are as many."""
@@ -264,6 +274,23 @@ def observed(setting: Setting) -> Iterator[Observed]:
             waiting.layer_done()
             if first is not None and moments is not None:
                 yield Observed(first, moments, followed or first.bias is not None)
+
+
+def layers_called(setting: Setting) -> frozenset[str]:
+    """The weights of all linear layers and convolutions that the dense model calls on the batches.
+
+    Args:
+        setting: The models and the batches.
+    """
+    found: set[str] = set()
+    names = Names(setting.dense)
+    for batch in setting.batches:
+        with Walk(setting.dense, names, batch.args, batch.kwargs) as walk:
+            while walk.call is not None:
+                if isinstance(walk.call, Call):
+                    found.add(walk.call.name)
+                walk.advance()
+    return frozenset(found)
 
 
 def _norm_follows(walk: Walk, outputs: torch.Tensor) -> bool:

@@ -75,7 +75,7 @@ def curvatures(
                 tensor for tensor in tensors_in(output) if tensor.is_floating_point() and tensor.requires_grad
             ]
             rows = list(looked)
-            for _ in range(_DRAWS if parts else 0):
+            for _ in range(_DRAWS if parts and rows else 0):
                 drawn = [torch.randn(part.shape, generator=generator).to(part) for part in parts]
                 sums = [
                     (part * draw).sum() / part.detach().std().clamp_min(1e-12)

@@ -18,7 +18,6 @@ import tempfile
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from torch import nn
@@ -31,7 +30,7 @@ from secateur.container.archive import save
 from secateur.core.masks import Masks
 from secateur.core.measurement import Measurement, Measurements
 from secateur.core.model_kinds import plain_model
-from secateur.core.targets import Pattern, select
+from secateur.core.targets import Pattern, matches, patterns_of, select
 from secateur.errors import (
     BudgetNotMetError,
     CollapseError,
@@ -39,7 +38,9 @@ from secateur.errors import (
     NothingToDoError,
     OptionError,
 )
+from secateur.execution.devices import device_of
 from secateur.execution.example import Example
+from secateur.execution.undisturbed import PlainState
 from secateur.execution.verb import verb
 from secateur.lab.judging import score_of
 from secateur.metrics import measure
@@ -52,6 +53,7 @@ from secateur.quantize.share import ShareOptions, share
 from secateur.search.auto import Allotment
 from secateur.search.compressed import GOALS, CompressAttempt, Compressed, CompressOptions, check_read_again
 from secateur.search.frame import Limit, best_of, next_share, pursue
+from secateur.search.unseen import unseen
 from secateur.sensitivity.scan import Scan, ScanOptions, scan
 from secateur.structure.cut.plan import ShrinkPlan
 from secateur.structure.proof import Proof
@@ -128,8 +130,12 @@ def compress(
     """
     model, asked = plain_model(model), options or CompressOptions()
     _check(goal, lost, evaluate, data, retrain)
+    if asked.tune is not None and data is None:
+        raise OptionError("tune: gradient steps without labels need inputs; give data= (--calibrate)")
     say = asked.on_message or (lambda line: None)
     first = _number(accuracy(copy.deepcopy(model), evaluate))
+    if asked.test is not None:  # one that cannot judge is found before the search, not after it
+        _number(accuracy(copy.deepcopy(model), asked.test))
     limit = Limit(verb="compress", accuracy=first, limit=first - lost)
     say(f"dense: {first:.4f} by evaluate, so at least {limit.limit:.4f}")
     attempts = _Attempts(model, example, evaluate, goal, data, retrain, asked, limit)
@@ -251,7 +257,7 @@ class _Attempts:
         try:
             one = self._judged(replace(failed, why=what), pruned)
             if not one.holds and self.retrain is not None:
-                failed = replace(failed, trained=True, why=one.why)
+                failed = replace(failed, trained=True, why=one.why, accuracy=one.accuracy)
                 what = f"{one.why}; retrained"
                 self._train(pruned)
                 one = self._judged(replace(failed, why=what), pruned)
@@ -265,10 +271,16 @@ class _Attempts:
         one = begun
         for bits in counts:
             state = self._finished(pruned, bits)
-            number = _number(accuracy(copy.deepcopy(state.model), self.evaluate))
             size = None if bits is None else state.size()
-            how = "" if bits is None else f"{bits} bits, {size:,} bytes: "
-            why = f"{one.why}{': ' if one is begun else '; '}{how}{self.limit.verdict(number)}"
+            start = f"{one.why}{': ' if one is begun else '; '}" + (
+                "" if bits is None else f"{bits} bits, {size:,} bytes: "
+            )
+            try:
+                number = _number(accuracy(copy.deepcopy(state.model), self.evaluate))
+            except NonFiniteError as error:
+                one = replace(one, why=f"{start}failed: {error}", bytes=size, bits=bits)
+                continue
+            why = f"{start}{self.limit.verdict(number)}"
             one = replace(
                 one, accuracy=number, holds=self.limit.holds(number), why=why, bytes=size, bits=bits
             )
@@ -283,28 +295,29 @@ class _Attempts:
         if bits is None or pruned.masks is None:
             return _State(pruned.model, pruned.plan, pruned.proof)
         skip, bare = self._parts()
-        options = ShareOptions(skip=skip or None, parameters=bare or None)
+        options = ShareOptions(skip=skip or None, parameters=bare or None, seed=self.options.seed)
         shared = share(pruned.model, bits, pruned.masks, data=self.data, options=options)
         return _State(shared.model, shared=shared)
 
     def _parts(self) -> tuple[list[Pattern], list[str]]:
         """For "small", the patterns of layers to skip, and the weights of no such layer, as a GRU's, that take part."""
-        given, whole = self.options.skip, select(self.model)
-        patterns = [given] if isinstance(given, str | type) else list(given or ())
+        patterns, whole = list(patterns_of(self.options.skip)), select(self.model)
         layers = {target.name for target in whole}
         bare = [
             name
             for name, value in self.model.named_parameters()
             if value.dim() >= 2 and value.numel() >= _FEW and name not in layers
         ]
-        left = [
-            name for name in bare if not any(isinstance(one, str) and _names(one, name) for one in patterns)
-        ]
+
+        def names(pattern: Pattern, parameter: str) -> bool:
+            layer = parameter.rpartition(".")[0]
+            return matches(pattern, layer, parameter, self.model.get_submodule(layer))
+
+        left = [name for name in bare if not any(names(one, name) for one in patterns)]
         of_layers = [
             one
             for one in patterns
-            if not (isinstance(one, str) and any(_names(one, name) for name in bare))
-            or any(_names(one, target.name) for target in whole)
+            if not any(names(one, name) for name in bare) or any(names(one, target.name) for target in whole)
         ]
         return of_layers, left
 
@@ -338,8 +351,8 @@ class _Attempts:
     def _scan(self) -> Scan:
         if self.scanned is None:
             self.scanned = scan(
-                self.model,
-                lambda model: _number(accuracy(model, self.evaluate)),
+                copy.deepcopy(self.model),
+                lambda model: _number(accuracy(copy.deepcopy(model), self.evaluate)),
                 "channel",
                 skip=self.options.skip,
                 example=self.example,
@@ -355,6 +368,8 @@ class _Attempts:
         rule = criteria.registry.make(named)
         skip, bare = self._parts()
         parameters = None if rule.of_layers else bare or None
+        if rule.of_layers and self.data is not None:
+            skip = [*skip, *unseen(self.model, self.data, skip)]
         masks = prune(
             self.model,
             rule,
@@ -372,19 +387,16 @@ class _Attempts:
 
     def _train(self, pruned: _Pruned) -> None:
         assert self.retrain is not None
+        plain, device = PlainState(pruned.model), device_of(pruned.model)
         with nullcontext() if pruned.masks is None else hold(pruned.model, pruned.masks):
             given = self.retrain(pruned.model)
-        pruned.model.eval()
+        plain.put_back()  # what the last forward left behind, such as an auxiliary loss, cannot be copied
+        pruned.model.to(device).eval()
         if isinstance(given, nn.Module) and given is not pruned.model:
             raise OptionError(
                 "retrain: expected a function that trains the model it is given, in place, got another "
                 f"{type(given).__name__} back; what it returns is not used"
             )
-
-
-def _names(pattern: str, parameter: str) -> bool:
-    """Whether a pattern names a parameter, or the module it is of."""
-    return any(fnmatchcase(name, pattern) for name in (parameter, parameter.rpartition(".")[0]))
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,9 @@ class CompressOptions:
             raise OptionError(
                 f"allocation: expected 'uniform', 'scan', 'between' or 'best', got {self.allocation!r}"
             )
-        if not self.bit_counts or not all(isinstance(one, int) and 1 <= one <= 8 for one in self.bit_counts):
+        given = [self.bits] if isinstance(self.bits, int) else self.bits
+        whole = isinstance(given, Sequence) and all(type(one) is int and 1 <= one <= 8 for one in given)
+        if not given or not whole:
             raise OptionError(f"bits: expected a number from 1 to 8, or several, got {self.bits!r}")
         check_read_again(self.test, "test")
 

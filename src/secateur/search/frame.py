@@ -163,7 +163,7 @@ class Limit:
 
     def holds(self, accuracy: float) -> bool:
         """Whether an accuracy is within the limit."""
-        return accuracy >= self.limit
+        return accuracy >= self.limit - 1e-12
 
     def verdict(self, accuracy: float) -> str:
         """What follows from an attempt's accuracy, as the end of a sentence.
@@ -358,7 +358,13 @@ def best_of(
     holding = [one for one in attempts if one.holds]
     if holding:
         return min(holding, key=cost)
-    near = max((one.accuracy for one in attempts if one.accuracy is not None), default=float("nan"))
+    reached = [one.accuracy for one in attempts if one.accuracy is not None]
+    if not reached:
+        raise BudgetNotMetError(
+            f"{baseline.verb}: none of {len(attempts)} attempts came to a model that could be judged; the last one: "
+            f"{attempts[-1].why}. What can be removed, and what not and why, says secateur explain (sc.explain)"
+        )
+    near = max(reached)
     raise BudgetNotMetError(
         f"{baseline.verb}: none of {len(attempts)} attempts held {baseline.limit:.4f} (dense {baseline.accuracy:.4f}, "
         f"at most {baseline.accuracy - baseline.limit:.4g} lost); the nearest came to {near:.4f}. {advice}"

@@ -336,3 +336,14 @@ def test_dropout_of_rows_is_nothing_extra() -> None:
     assert found is not None
     assert not found.extra
     assert training_run(analyse(Net(fixed_noise), X).trace, Net(fixed_noise), X).extra  # type: ignore[union-attr]
+
+
+def test_what_training_alone_gives_may_have_fewer_channels() -> None:
+    """An auto-encoder gives the means and variances of its code in training, for the loss, and no others."""
+    model, x = sc.models.build("vae"), torch.rand(2, 1, 28, 28)
+    small = sc.shrink(model, sc.prune(model, "l2", "channel", 0.5, example=x), x)
+    assert small.model.fc21.weight.shape == (10, 200)
+    assert small.proof.shapes_only
+    assert not small.locked
+    small.model.train()
+    assert [tuple(out.shape) for out in small.model(x)] == [(2, 784), (2, 10), (2, 10)]

@@ -8,7 +8,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.errors import NothingToDoError, OptionError, PatternError
-from secateur.quantize.bits_by_error import allotted
+from secateur.quantize.bits_by_error import _reached, allotted
 
 
 class Two(nn.Module):
@@ -116,3 +116,8 @@ def test_a_first_result_that_was_solved_for_sums_is_refused() -> None:
         sc.error_bits(model, sc.share(model, bits=2, data=data), data, 2)
     first = sc.share(model, bits=2, data=data, options=sc.ShareOptions(sums=False))
     assert set(sc.error_bits(model, first, data, 2)) == {"0.layer.weight", "1.layer.weight"}
+
+
+def test_a_tensor_that_the_inputs_do_not_reach_keeps_its_bits() -> None:
+    found = _reached({"a": 1.0, "b": 8.0, "c": 0.0}, dict.fromkeys("abc", 100), dict.fromkeys("abc", 3), 3.0)
+    assert found == {"a": 2, "b": 4, "c": 3}

@@ -60,7 +60,8 @@ def error_bits(
             `options=sc.ShareOptions(sums=False)` where the model has residual connections: a layer that compensates for
             the errors of others would seem to cause them.
         data: a few batches of inputs; the model runs through them once for every tensor.
-        bits: the mean over the weights of all these tensors that is not exceeded.
+        bits: the mean over the weights of all these tensors that is not exceeded. Without `compare`,
+            a tensor that changes nothing, since these inputs do not reach it, keeps the bits it has.
         compare: what of an output counts, as that of `sc.Tuning`; by default all of it.
         progress: called with an `Advance` after every tensor.
 
@@ -92,7 +93,21 @@ def error_bits(
         batches = read_all("error_bits", data, dense)
         errors = errors_alone("error_bits", dense, shared.model, batches, names, options, progress)
     sizes = {name: shared.codebooks[name].indices.numel() for name in names}
-    return allotted(errors, sizes, {name: method.bits_for(name) for name in names}, bits)
+    spread = _reached if compare is None else allotted
+    return spread(errors, sizes, {name: method.bits_for(name) for name in names}, bits)
+
+
+def _reached(
+    errors: Mapping[str, float], sizes: Mapping[str, int], now: Mapping[str, int], bits: float
+) -> dict[str, int]:
+    """The bits where some tensors cause no error at all: these inputs may not reach them, so they keep theirs."""
+    kept = {name: now[name] for name, error in errors.items() if error == 0}
+    others = {name: error for name, error in errors.items() if name not in kept}
+    left = bits * sum(sizes.values()) - sum(count * sizes[name] for name, count in kept.items())
+    count = sum(sizes[name] for name in others)
+    if not kept or not others or left < count:
+        return allotted(errors, sizes, now, bits)
+    return {**allotted(others, sizes, now, left / count), **kept}
 
 
 def allotted(
@@ -107,7 +122,7 @@ def allotted(
         bits: The mean that is not exceeded.
     """
     found = dict.fromkeys(errors, 1)
-    left = (bits - 1) * sum(sizes.values()) + 1e-6
+    left = (bits - 1) * sum(sizes[name] for name in errors) + 1e-6
 
     def falls(name: str, more: int) -> float:
         """By how much the error falls with so many more bits."""

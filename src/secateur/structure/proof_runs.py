@@ -25,7 +25,7 @@ from secateur.execution.calling import call
 from secateur.execution.devices import device_of
 from secateur.execution.example import Example, call_arguments
 from secateur.execution.fast_copy import collector_paused, copy_module
-from secateur.execution.undisturbed import PlainState, kept_random_state
+from secateur.execution.undisturbed import PlainState, undisturbed
 from secateur.structure.cut.plan import ShrinkPlan, cut_tensor
 from secateur.structure.depthwise import depthwise_sums
 
@@ -199,27 +199,24 @@ def _exported(model: nn.Module, inputs: Example, found: ModelRun) -> object:
 
 
 def _train(model: nn.Module, inputs: Example, found: ModelRun) -> object:
-    """The forward in training, torch's dropout layers at 0, and where its gradients go; evaluation mode afterwards."""
-    dropped = [module for module in model.modules() if isinstance(module, _DropoutNd) and module.p]
-    rates = [module.p for module in dropped]
-    with kept_random_state(), torch.enable_grad():
+    """The forward in training, torch's dropout layers at 0, and where its gradients go.
+
+    The model is afterwards as it was, also where the forward fails midway: later runs do not see its statistics.
+    """
+    with undisturbed(model, mode="train", weights=True):
         torch.manual_seed(0)
         np.random.seed(0)
         random.seed(0)
         before = _random_state()
-        try:
-            model.train()
-            for module in dropped:
+        for module in model.modules():
+            if isinstance(module, _DropoutNd):
                 module.p = 0.0
-            with torch.autograd.graph.saved_tensors_hooks(_dropped, _dropped), depthwise_sums(model):
-                outputs = call(model, inputs)
-            found.shapes_only = _random_state() != before
-            found.reached = _reached(model, outputs)
-            return outputs
-        finally:
-            for module, rate in zip(dropped, rates):
-                module.p = rate
-            model.eval()
+        with torch.autograd.graph.saved_tensors_hooks(_dropped, _dropped), depthwise_sums(model):
+            outputs = call(model, inputs)
+        found.shapes_only = _random_state() != before
+        found.reached = _reached(model, outputs)
+        # An output may be a buffer or a weight itself, whose values are put back.
+        return [tensor.detach().clone() for tensor in tensors_in(outputs)]
 
 
 def _reached(model: nn.Module, outputs: object) -> frozenset[str]:

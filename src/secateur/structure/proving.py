@@ -98,6 +98,7 @@ class _Prover:
         bypassed: The blocks whose output is their input in the dense model.
         plan: How the shrunk model was cut; None where that is not known.
         refused: The inputs of other shapes that the dense model did not accept in any mode, by their shapes.
+        failure: The error of the last run that the dense model failed, if any.
     """
 
     model: nn.Module
@@ -110,6 +111,7 @@ class _Prover:
     bypassed: tuple[str, ...] = ()
     plan: ShrinkPlan | None = None
     refused: dict[Shapes, Refused] = field(default_factory=dict)
+    failure: Exception | None = None
 
     def dense(self) -> nn.Module:
         """The masked dense model in the precision of the proof."""
@@ -151,6 +153,7 @@ class _Prover:
             want = run(dense, each.example, mode, self.dtype)
         if want.error is None:
             return each, mode, want
+        self.failure = want.error
         if mode == "train":
             return None
         if _unsupported(want.error) and self.dtype == torch.float64:
@@ -366,7 +369,8 @@ def prove(
         The proof.
 
     Raises:
-        ProofError: The shrunk model does not compute what the masked one does, or does not run.
+        ProofError: The shrunk model does not compute what the masked one does, or does not run; or the masked one runs
+            in none of the modes.
         ShapeProofError: Likewise, for an input of another shape than the example's only.
     """
     options = options or ProofOptions()
@@ -382,6 +386,11 @@ def prove(
     except _WideTypeError:
         prover.dtype, prover.tolerance = torch.float32, max(options.tolerance, 1e-4)
         found = prover.compare(inputs)
+    if not found:
+        raise ProofError(
+            f"the masked {_name(model)} runs in none of the modes {', '.join(map(repr, options.modes))} of the proof "
+            f"({_said(prover.failure)}); the model is unchanged. Give 'no_grad' or 'eager' as well"
+        ) from prover.failure
     prover.check_recorded(example, options, how, larger)
     filled: tuple[str, ...] = ()
     if plan is not None and not any(

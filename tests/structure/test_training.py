@@ -390,7 +390,7 @@ def test_a_model_that_needs_targets_in_training_is_proved_in_evaluation_mode() -
     assert "train" not in {case.mode for case in proof.cases}
     masks = sc.prune(model, "l2", "channel", 0.5, example=X)
     message = (
-        r"masked Targets runs in none of the modes 'train' .*targets, please.*'no_grad' or 'eager' as well"
+        r"masked Targets runs in none of the modes 'train' .*targets, please.*'no_grad' or 'eager' as well$"
     )
     with pytest.raises(ProofError, match=message):
         sc.shrink(model, masks, X, proof=["train"])

@@ -42,7 +42,11 @@ from secateur.structure.selections import Selections, largest_difference
 from secateur.structure.trace.refused import Refused
 from secateur.structure.trace.trace import Trace
 
-__all__ = ["DenseRun", "ShapeProofError", "prove"]
+__all__ = ["DenseProofError", "DenseRun", "ShapeProofError", "prove"]
+
+
+class DenseProofError(ProofError):
+    """The masked model itself does not run as the proof asks for: no cut is to blame."""
 
 
 class ShapeProofError(ProofError):
@@ -159,7 +163,7 @@ class _Prover:
         if _unsupported(want.error) and self.dtype == torch.float64:
             raise _WideTypeError from want.error
         if each.what == "example" and mode in ("eager", "no_grad"):
-            raise ProofError(
+            raise DenseProofError(
                 f"the masked {_name(self.model)} does not run on the example "
                 f"({_said(want.error)}); the model is unchanged"
             ) from want.error
@@ -369,8 +373,8 @@ def prove(
         The proof.
 
     Raises:
-        ProofError: The shrunk model does not compute what the masked one does, or does not run; or the masked one runs
-            in none of the modes.
+        ProofError: The shrunk model does not compute what the masked one does, or does not run.
+        DenseProofError: The masked model does not run on the example, or in none of the modes.
         ShapeProofError: Likewise, for an input of another shape than the example's only.
     """
     options = options or ProofOptions()
@@ -387,7 +391,7 @@ def prove(
         prover.dtype, prover.tolerance = torch.float32, max(options.tolerance, 1e-4)
         found = prover.compare(inputs)
     if not found:
-        raise ProofError(
+        raise DenseProofError(
             f"the masked {_name(model)} runs in none of the modes {', '.join(map(repr, options.modes))} of the proof "
             f"({_said(prover.failure)}); the model is unchanged. Give 'no_grad' or 'eager' as well"
         ) from prover.failure

@@ -183,8 +183,8 @@ class Proof:
         bypassed: Blocks of the dense model whose output was their input: the shrunk model does not have them, and a
             norm after the addition keeps zeros from standing for that.
         refused: Other shapes that were tried and that the dense model does not accept, each with the reason.
-        untrained: Whether nothing is proved of training, as the dense model does not run there on these inputs (it
-            needs targets).
+        untrained: Why nothing is proved of training, such as that the dense model does not run there on these inputs
+            (it needs targets); empty where it is proved, or left out on request.
     """
 
     error: float
@@ -200,7 +200,7 @@ class Proof:
     bypassed: tuple[str, ...] = ()
     shapes_only: bool = False
     refused: tuple[Refused, ...] = ()
-    untrained: bool = False
+    untrained: str = ""
 
     @property
     def holds(self) -> bool:
@@ -244,7 +244,7 @@ class Proof:
             more = f" and {len(tried) - _NAMED} more" if len(tried) > _NAMED else ""
             where += f"; not on {', '.join(tried[:_NAMED])}{more}, which the dense model refuses"
         if self.untrained:
-            where += "; not in training: the dense model does not run there on these inputs"
+            where += f"; not in training: {self.untrained}"
         if not self.equality:
             return (
                 "no equality: axes were cut across a normalisation; "

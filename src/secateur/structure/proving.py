@@ -99,7 +99,7 @@ class _Prover:
         bypassed: The blocks whose output is their input in the dense model.
         plan: How the shrunk model was cut; None where that is not known.
         refused: The inputs of other shapes that the dense model did not accept in any mode, by their shapes.
-        untrained: Whether training is to be proved, and the dense model does not run there on any of the inputs.
+        untrained: Why nothing is proved of training, where that was asked for; empty where it is proved.
     """
 
     model: nn.Module
@@ -112,7 +112,7 @@ class _Prover:
     bypassed: tuple[str, ...] = ()
     plan: ShrinkPlan | None = None
     refused: dict[Shapes, Refused] = field(default_factory=dict)
-    untrained: bool = False
+    untrained: str = ""
 
     def dense(self) -> nn.Module:
         """The masked dense model in the precision of the proof."""
@@ -128,7 +128,7 @@ class _Prover:
         wanted = [self._accepted(dense, each, mode) for each in inputs for mode in each.modes]
         modes = [mode for each in inputs for mode in each.modes]
         trained = [one is not None for mode, one in zip(modes, wanted) if mode == "train"]
-        self.untrained = bool(trained) and not any(trained)
+        self.untrained = _NOT_RUN if trained and not any(trained) else ""
         for one in wanted:
             if one is not None:
                 self.refused.pop(one[0].shapes, None)
@@ -304,8 +304,8 @@ class _Prover:
             branch = training_branch(how.recording, self.model, example)
             if branch is not None:
                 self.check_training(branch)
-            elif reads_training(self.model):
-                self.untrained |= training_run(how.recording, self.model, example) is None
+            elif reads_training(self.model) and training_run(how.recording, self.model, example) is None:
+                self.untrained = _NOT_RECORDED if how.recording.mode == "meta" else _NOT_RUN
 
     def check_larger(self, example: Example, larger: LargerInputs) -> None:
         """Raise an error if the dense model accepts a much larger input, and the shrunk one does not."""
@@ -345,6 +345,10 @@ class _Prover:
         ) from error
 
 
+_NOT_RUN = "the dense model does not run there on these inputs"
+_NOT_RECORDED = (
+    "the dense model cannot be recorded there without values; sc.ProofOptions(every=True) tries to run it"
+)
 _SEEDS = 16
 """How many seeds are tried where random numbers decide what a forward does in training."""
 

@@ -21,7 +21,7 @@ from secateur.structure.cutting import cut
 from secateur.structure.groups.couplings import analyse
 from secateur.structure.proof import ProofOptions
 from secateur.structure.proof_runs import run
-from secateur.structure.proving import prove
+from secateur.structure.proving import DenseRun, prove
 from secateur.structure.trace.in_training import reads_training, training_run
 from secateur.structure.trace.trace import trace
 
@@ -239,6 +239,71 @@ def test_random_numbers_leave_shapes_and_gradients_to_compare() -> None:
     assert not sc.shrink(Net(fixed_view), masks, X).proof.shapes_only
 
 
+class Skipping(nn.Module):
+    """Layers that training skips at random, after noise that draws as many numbers as there are channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.out = nn.Linear(4, 16), nn.Linear(16, 2)
+        self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x)
+        for layer in self.layers:
+            y = nn.functional.dropout(y, 0.1, self.training)
+            skipped = torch.rand([]) < 0.5
+            if not (self.training and skipped):
+                y = y + layer(y).relu()
+        return self.out(y)
+
+
+def test_layers_skipped_at_random_are_no_difference() -> None:
+    torch.manual_seed(0)
+    model, x = Skipping().eval(), torch.randn(2, 4)
+    names = ["a", *(f"layers.{index}" for index in range(6))]
+    kept = {f"{name}.weight": torch.arange(16)[:, None] < 8 for name in names}
+    masks = sc.Masks({name: rows.expand_as(model.get_parameter(name)) for name, rows in kept.items()})
+    small = sc.shrink(model, masks, x)
+    assert (small.model.a.out_features, small.proof.shapes_only) == (8, True)
+    assert ("training", "train") in {(case.what, case.mode) for case in small.proof.cases}
+
+
+@pytest.mark.parametrize("how", ["raises", "shape", "gradient"])
+def test_what_fails_with_every_seed_is_a_failed_proof(how: str) -> None:
+    class Noisy(Wrong):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = super().forward(x)
+            return y * torch.rand([]) if self.training else y
+
+    torch.manual_seed(0)
+    model = Noisy(how).eval()
+    done = cut(model, sc.prune(model, "l2", "channel", 0.5, example=X), X)
+    with pytest.raises(ProofError, match="train"):
+        prove(model, done.model, done.masks, X, ProofOptions(every=True), plan=done.plan)
+
+
+def test_shapes_that_random_numbers_decide_are_no_difference() -> None:
+    class Fewer(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = super().forward(x)
+            return y[:, :, : int(torch.randint(1, 8, []))] if self.training else y
+
+    torch.manual_seed(0)
+    model = Fewer(lambda y: y + torch.randn_like(y)).eval()
+    done = cut(model, sc.prune(model, "l2", "channel", 0.5, example=X), X)
+    assert prove(model, done.model, done.masks, X, ProofOptions(every=True), plan=done.plan).shapes_only
+
+
+def test_a_model_that_is_never_trained_is_cut_where_training_locks() -> None:
+    torch.manual_seed(0)
+    model = Net(lambda y: torch.fft.fft(y, dim=1).real).eval()
+    rows = (torch.arange(16) < 8)[:, None, None, None]
+    masks = sc.Masks({"a.weight": rows.expand_as(model.a.weight)})
+    with pytest.raises(NothingToDoError, match=r"in training: .*proof=sc.ProofOptions\(training=False\)"):
+        sc.shrink(model, masks, X)
+    assert sc.shrink(model, masks, X, proof=ProofOptions(training=False)).model.a.out_channels == 8
+
+
 def test_rounding_errors_that_grow_leave_shapes_and_gradients_to_compare() -> None:
     class Chaotic(Net):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -385,15 +450,22 @@ def test_a_model_that_needs_targets_in_training_is_proved_in_evaluation_mode() -
 
     torch.manual_seed(0)
     model = Targets(plain_noise).eval()
-    proof = sc.shrink(model, sc.prune(model, "l2", "channel", 0.5, example=X), X).proof
+    masks = sc.prune(model, "l2", "channel", 0.5, example=X)
+    proof = sc.shrink(model, masks, X).proof
     assert proof.holds
     assert "train" not in {case.mode for case in proof.cases}
-    masks = sc.prune(model, "l2", "channel", 0.5, example=X)
     message = (
         r"masked Targets runs in none of the modes 'train' .*targets, please.*'no_grad' or 'eager' as well$"
     )
     with pytest.raises(ProofError, match=message):
         sc.shrink(model, masks, X, proof=["train"])
+    said = "; not in training: the dense model does not run there on these inputs"
+    assert said in str(proof)
+    done = cut(model, masks, X)
+    recorded = DenseRun(recording=done.recording)
+    proof = prove(model, done.model, done.masks, X, ProofOptions(), plan=done.plan, how=recorded)
+    assert "; not in training: the dense model cannot be recorded there without values" in str(proof)
+    assert said not in str(sc.shrink(model, masks, X, proof=ProofOptions(training=False)).proof)
 
 
 def noise_for(module: nn.Module, y: torch.Tensor) -> torch.Tensor:

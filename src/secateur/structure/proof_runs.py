@@ -38,7 +38,7 @@ class ModelRun:
 
     `selected` names the operators whose choice was given to both models, where their own could not be compared. In
     training, `shapes_only` says whether random numbers were drawn, and `reached` names the parameters that gradients
-    reach.
+    reach. `seed` is what the random numbers start from.
     """
 
     outputs: list[torch.Tensor] = field(default_factory=list)
@@ -47,6 +47,7 @@ class ModelRun:
     selected: tuple[str, ...] = ()
     shapes_only: bool = False
     reached: frozenset[str] = frozenset()
+    seed: int = 0
 
 
 @torch.no_grad()
@@ -134,7 +135,9 @@ def _settings(dtype: torch.dtype, fast: bool) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(was)
 
 
-def run(model: nn.Module, example: Example, mode: str, dtype: torch.dtype, fast: bool = True) -> ModelRun:
+def run(
+    model: nn.Module, example: Example, mode: str, dtype: torch.dtype, fast: bool = True, seed: int = 0
+) -> ModelRun:
     """Run a model on an input in a mode; an exception is part of the result.
 
     What the forward keeps in plain attributes is forgotten, so that no run depends on the one before.
@@ -145,10 +148,10 @@ def run(model: nn.Module, example: Example, mode: str, dtype: torch.dtype, fast:
         tensor = tensor.detach().to(device)
         return tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor.clone()
 
-    found = ModelRun()
+    found = ModelRun(seed=seed)
     with _settings(dtype, fast):
         inputs = map_tensors(placed, example)
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         try:
             outputs = _MODES[mode](model, inputs, found)
         except Exception as error:
@@ -204,9 +207,9 @@ def _train(model: nn.Module, inputs: Example, found: ModelRun) -> object:
     The model is afterwards as it was, also where the forward fails midway: later runs do not see its statistics.
     """
     with undisturbed(model, mode="train", weights=True):
-        torch.manual_seed(0)
-        np.random.seed(0)
-        random.seed(0)
+        torch.manual_seed(found.seed)
+        np.random.seed(found.seed)
+        random.seed(found.seed)
         before = _random_state()
         for module in model.modules():
             if isinstance(module, _DropoutNd):

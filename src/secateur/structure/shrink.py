@@ -260,7 +260,7 @@ class _ProvenCut:
         self, example: object, proof: ProofOptions, names: Collection[str] | None, careful: bool = False
     ) -> tuple[Cut, Proof]:
         """Cut the groups of these names and prove it on this example."""
-        options = replace(self.options, careful=careful, only=names)
+        options = replace(self.options, careful=careful, only=names, training=self.proof.training)
         done = cut(self.model, self.masks, self.example, options, self.fewer)
         proof = replace(proof, every=proof.every or done.macs <= _CHEAP_MACS)
         try:

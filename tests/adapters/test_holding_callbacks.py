@@ -190,16 +190,22 @@ def test_a_real_trainer_of_lightning_with_resume(torchvision, tmp_path):
     assert zeros == pytest.approx(0.75, abs=0.01)
 
 
-def test_lightning_by_its_events(monkeypatch):
-    """Lightning is not needed to test this: the events are called as its trainer calls them."""
+def without_lightning(monkeypatch) -> type:
+    """Puts a module with an empty class of callbacks in place of the library."""
     package, pytorch = types.ModuleType("lightning"), types.ModuleType("lightning.pytorch")
     pytorch.Callback = type("Callback", (), {})
     monkeypatch.setitem(sys.modules, "lightning", package)
     monkeypatch.setitem(sys.modules, "lightning.pytorch", pytorch)
+    return pytorch.Callback
+
+
+def test_lightning_by_its_events(monkeypatch):
+    """Lightning is not needed to test this: the events are called as its trainer calls them."""
+    callback_class = without_lightning(monkeypatch)
     model = Model()
     masks = masks_of(model.network)
     callback = lightning_callback(masks, model.network)
-    assert isinstance(callback, pytorch.Callback)
+    assert isinstance(callback, callback_class)
     inputs, labels = torch.randn(8, 8), torch.randint(0, 2, (8,))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 
@@ -217,6 +223,37 @@ def test_lightning_by_its_events(monkeypatch):
     assert all_zero(model.network, masks)
     step()
     assert not all_zero(model.network, masks)
+
+
+def test_lightning_checks_a_module_once_it_has_its_layers(monkeypatch):
+    without_lightning(monkeypatch)
+    model, wrong = cut_model()[0], Model()
+    masks = masks_of(model)
+    with pytest.raises(MaskMismatchError):
+        lightning_callback(masks).setup(object(), wrong, "fit")
+    for stage in ("validate", "test", "predict"):
+        lightning_callback(masks).setup(object(), wrong, stage)
+
+    later = nn.Module()  # its own setup, which comes after those of callbacks, makes the layers
+    callback = lightning_callback(masks)
+    callback.setup(object(), later, "fit")
+    later.network = wrong.network
+    with pytest.raises(MaskMismatchError):
+        callback.on_train_start(object(), later)
+    later.network = model.network
+    callback.on_train_start(object(), later)
+    assert all_zero(later, masks)
+    callback.on_train_end(object(), later)
+
+
+def test_lightning_refuses_dense_widths_that_a_module_makes_late(monkeypatch):
+    without_lightning(monkeypatch)
+    plan = cut_model()[1]
+    later, callback = nn.Sequential(), lightning_callback(plan=plan)
+    callback.setup(object(), later, "fit")
+    later.extend(Model().network)
+    with pytest.raises(OptionError, match="from before the cut"):
+        callback.on_train_start(object(), later)
 
 
 def test_missing_libraries_are_named(monkeypatch):

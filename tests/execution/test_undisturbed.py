@@ -1,6 +1,7 @@
 """Scoring leaves no trace: weights, gradients, flags, buffers, modes, random state; also on failure."""
 
 import random
+from collections import Counter, OrderedDict, defaultdict, deque
 
 import numpy as np
 import pytest
@@ -225,3 +226,31 @@ def test_what_a_forward_keeps_is_forgotten():
     prune(model, "l2", "channel", Macs(keep=0.6), example=x)
     measure(model, x, what=["macs"])
     assert (model.shape, model.seen, model.table, hasattr(model, "grid")) == (None, [], {"first": 1}, False)
+
+
+class Collecting(nn.Module):
+    """Writes into every collection of Python's that it keeps."""
+
+    def __init__(self):
+        super().__init__()
+        self.last, self.known, self.counts = deque([1, 2], maxlen=2), {1}, Counter(first=1)
+        self.lists, self.order = defaultdict(list, first=[]), OrderedDict(first=1, second=2)
+
+    def forward(self, x):
+        self.last.append(3)
+        self.known.add(len(x))
+        self.counts["last"] += 1
+        self.lists["last"].append(1)
+        self.order.move_to_end("first")
+        return x
+
+
+@pytest.mark.parametrize("name", ["last", "known", "counts", "lists", "order"])
+def test_collections_get_their_items_back(name):
+    model, fresh = Collecting(), Collecting()
+    held = getattr(model, name)
+    with undisturbed(model):
+        model(torch.ones(3))
+        assert held != getattr(fresh, name)
+    assert getattr(model, name) is held
+    assert held == getattr(fresh, name)

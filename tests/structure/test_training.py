@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
+import gc
 import math
+import random
+import weakref
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,7 +20,8 @@ from secateur.errors import NothingToDoError, ProofError
 from secateur.structure.cutting import cut
 from secateur.structure.groups.couplings import analyse
 from secateur.structure.proof import ProofOptions
-from secateur.structure.proving import prove
+from secateur.structure.proof_runs import run
+from secateur.structure.proving import DenseRun, prove
 from secateur.structure.trace.in_training import reads_training, training_run
 from secateur.structure.trace.trace import trace
 
@@ -233,6 +239,71 @@ def test_random_numbers_leave_shapes_and_gradients_to_compare() -> None:
     assert not sc.shrink(Net(fixed_view), masks, X).proof.shapes_only
 
 
+class Skipping(nn.Module):
+    """Layers that training skips at random, after noise that draws as many numbers as there are channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.out = nn.Linear(4, 16), nn.Linear(16, 2)
+        self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x)
+        for layer in self.layers:
+            y = nn.functional.dropout(y, 0.1, self.training)
+            skipped = torch.rand([]) < 0.5
+            if not (self.training and skipped):
+                y = y + layer(y).relu()
+        return self.out(y)
+
+
+def test_layers_skipped_at_random_are_no_difference() -> None:
+    torch.manual_seed(0)
+    model, x = Skipping().eval(), torch.randn(2, 4)
+    names = ["a", *(f"layers.{index}" for index in range(6))]
+    kept = {f"{name}.weight": torch.arange(16)[:, None] < 8 for name in names}
+    masks = sc.Masks({name: rows.expand_as(model.get_parameter(name)) for name, rows in kept.items()})
+    small = sc.shrink(model, masks, x)
+    assert (small.model.a.out_features, small.proof.shapes_only) == (8, True)
+    assert ("training", "train") in {(case.what, case.mode) for case in small.proof.cases}
+
+
+@pytest.mark.parametrize("how", ["raises", "shape", "gradient"])
+def test_what_fails_with_every_seed_is_a_failed_proof(how: str) -> None:
+    class Noisy(Wrong):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = super().forward(x)
+            return y * torch.rand([]) if self.training else y
+
+    torch.manual_seed(0)
+    model = Noisy(how).eval()
+    done = cut(model, sc.prune(model, "l2", "channel", 0.5, example=X), X)
+    with pytest.raises(ProofError, match="train"):
+        prove(model, done.model, done.masks, X, ProofOptions(every=True), plan=done.plan)
+
+
+def test_shapes_that_random_numbers_decide_are_no_difference() -> None:
+    class Fewer(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = super().forward(x)
+            return y[:, :, : int(torch.randint(1, 8, []))] if self.training else y
+
+    torch.manual_seed(0)
+    model = Fewer(lambda y: y + torch.randn_like(y)).eval()
+    done = cut(model, sc.prune(model, "l2", "channel", 0.5, example=X), X)
+    assert prove(model, done.model, done.masks, X, ProofOptions(every=True), plan=done.plan).shapes_only
+
+
+def test_a_model_that_is_never_trained_is_cut_where_training_locks() -> None:
+    torch.manual_seed(0)
+    model = Net(lambda y: torch.fft.fft(y, dim=1).real).eval()
+    rows = (torch.arange(16) < 8)[:, None, None, None]
+    masks = sc.Masks({"a.weight": rows.expand_as(model.a.weight)})
+    with pytest.raises(NothingToDoError, match=r"in training: .*proof=sc.ProofOptions\(training=False\)"):
+        sc.shrink(model, masks, X)
+    assert sc.shrink(model, masks, X, proof=ProofOptions(training=False)).model.a.out_channels == 8
+
+
 def test_rounding_errors_that_grow_leave_shapes_and_gradients_to_compare() -> None:
     class Chaotic(Net):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -290,6 +361,86 @@ def test_one_image_is_two_in_training_where_batch_norm_asks_for_that() -> None:
     assert small.model.train()(torch.randn(3, 6)).shape == (3, 4)
 
 
+class Averaging(Net):
+    """Training keeps an average in a parameter, and draws numbers; the forward looks at values."""
+
+    def __init__(self) -> None:
+        super().__init__(plain_noise)
+        self.mean = nn.Parameter(torch.zeros(4, 1, 1), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.sum().item() > 1e9:
+            x = x * 2
+        y = super().forward(x)
+        if self.training:
+            random.random(), np.random.rand()
+            self.mean.data.mul_(0.9).add_(y.detach().mean((0, 2, 3))[:, None, None] * 0.1)
+        return y + self.mean
+
+
+@pytest.mark.parametrize("verb", ["explain", "shrink"])
+def test_what_training_writes_into_weights_stays_out_of_the_model(verb: str) -> None:
+    torch.manual_seed(0)
+    model = Averaging().eval()
+    masks = sc.prune(model, "l2", "channel", 0.5, example=X)
+    before = copy.deepcopy(model.state_dict())
+    states = random.getstate(), repr(np.random.get_state(legacy=False)), torch.get_rng_state().tolist()
+    if verb == "shrink":
+        small = sc.shrink(model, masks, X)
+        assert ("training", "train") in {(case.what, case.mode) for case in small.proof.cases}
+        assert not small.model.mean.any()
+    else:
+        sc.explain(model, X)
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+    after = random.getstate(), repr(np.random.get_state(legacy=False)), torch.get_rng_state().tolist()
+    assert after == states
+
+
+class Normed(Net):
+    """Batch norms whose statistics training changes; a larger image takes another branch."""
+
+    def __init__(self, extra: Callable[[torch.Tensor], torch.Tensor], rows: bool) -> None:
+        super().__init__(extra)
+        self.norm, self.last = nn.BatchNorm2d(16), nn.BatchNorm1d(4) if rows else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.extra(self.a(x)) if self.training else self.a(x)
+        y = torch.relu(self.norm(y))
+        if x.shape[-1] >= 24:
+            y = torch.tanh(y)
+        return self.last(self.out(torch.relu(self.b(y))).mean((2, 3)))
+
+
+@pytest.mark.parametrize(("rows", "modes"), [(False, None), (True, None), (False, ["train", "no_grad"])])
+def test_statistics_of_training_are_not_seen_by_later_runs(rows: bool, modes: list[str] | None) -> None:
+    torch.manual_seed(0)
+    model = Normed(lambda y: y + torch.randn_like(y), rows).eval()
+    x = X[:1] if rows else X  # one row: the last norm refuses it, after the first has seen it
+    proof = sc.shrink(model, sc.prune(model, "l2", "channel", 0.5, example=x), x, proof=modes).proof
+    assert "train" in {case.mode for case in proof.cases}
+    assert any(max(case.shapes[0]) > 24 for case in proof.cases) or modes
+
+
+def test_weights_and_buffers_are_put_back_after_a_run_in_training() -> None:
+    class Given(Normed):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = super().forward(x)
+            if self.training:
+                self.out.weight.data.mul_(2)
+                self.norm.running_var = self.norm.running_var * 2
+                return self.norm.running_mean
+            return y
+
+    model = Given(plain_noise, False).eval()
+    before = copy.deepcopy(model.state_dict())
+    [mean] = run(model, X, "train", torch.float32).outputs
+    assert mean.any()  # an output that is a buffer keeps the values of training
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+    assert not any(module.training for module in model.modules())
+
+
 def test_a_model_that_needs_targets_in_training_is_proved_in_evaluation_mode() -> None:
     class Targets(Net):
         def forward(self, x: torch.Tensor, targets: object = None) -> torch.Tensor:
@@ -299,9 +450,22 @@ def test_a_model_that_needs_targets_in_training_is_proved_in_evaluation_mode() -
 
     torch.manual_seed(0)
     model = Targets(plain_noise).eval()
-    proof = sc.shrink(model, sc.prune(model, "l2", "channel", 0.5, example=X), X).proof
+    masks = sc.prune(model, "l2", "channel", 0.5, example=X)
+    proof = sc.shrink(model, masks, X).proof
     assert proof.holds
     assert "train" not in {case.mode for case in proof.cases}
+    message = (
+        r"masked Targets runs in none of the modes 'train' .*targets, please.*'no_grad' or 'eager' as well$"
+    )
+    with pytest.raises(ProofError, match=message):
+        sc.shrink(model, masks, X, proof=["train"])
+    said = "; not in training: the dense model does not run there on these inputs"
+    assert said in str(proof)
+    done = cut(model, masks, X)
+    recorded = DenseRun(recording=done.recording)
+    proof = prove(model, done.model, done.masks, X, ProofOptions(), plan=done.plan, how=recorded)
+    assert "; not in training: the dense model cannot be recorded there without values" in str(proof)
+    assert said not in str(sc.shrink(model, masks, X, proof=ProofOptions(training=False)).proof)
 
 
 def noise_for(module: nn.Module, y: torch.Tensor) -> torch.Tensor:
@@ -322,6 +486,62 @@ def test_who_reads_the_mode() -> None:
     assert reads_training(nn.Sequential(usual, Deep()))
     usual[3].register_forward_hook(lambda module, args, output: output * 2)
     assert reads_training(usual)
+
+
+class Unloaded:
+    """Loads a package, which is not there, when anything is asked of it."""
+
+    def __getattribute__(self, name: str) -> object:
+        raise ImportError("a package that is not installed")
+
+
+unloaded: object = None
+
+
+def circular(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return x
+
+
+@functools.lru_cache(maxsize=1)
+def remembered(module: nn.Module) -> bool:
+    return module.training
+
+
+def test_objects_beside_a_forward_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Beside(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return unloaded.go(x) if x.dim() > 9 else circular(self, x)  # type: ignore[attr-defined]
+
+    class Remembering(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * remembered(self)
+
+    class Named(nn.Module):
+        @property
+        def noise(self) -> bool:
+            return self.training
+
+    monkeypatch.setitem(globals(), "unloaded", Unloaded())
+    monkeypatch.setattr(circular, "__wrapped__", circular, raising=False)
+    assert not reads_training(Beside())
+    assert reads_training(Remembering())
+    assert reads_training(Named())
+
+
+def test_functions_of_one_text_are_told_apart_and_not_kept() -> None:
+    def made(inner: Callable[..., torch.Tensor]) -> type[nn.Module]:
+        def forward(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+            return inner(self, x)
+
+        return type("Made", (nn.Module,), {"forward": forward})
+
+    plain, reading = made(lambda module, x: x), made(noise_for)
+    assert not reads_training(plain())
+    assert reads_training(reading())
+    left = weakref.ref(plain), weakref.ref(plain.forward)
+    del plain
+    gc.collect()
+    assert [each() for each in left] == [None, None]
 
 
 def test_dropout_of_rows_is_nothing_extra() -> None:

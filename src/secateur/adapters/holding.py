@@ -100,6 +100,16 @@ class MaskKeeper:
         if self.masks is not None:
             self.masks.check(whole)
 
+    def names_known(self, model: nn.Module) -> bool:
+        """Whether a model has all the tensors that masks and plan name: one that makes its layers later has not.
+
+        Args:
+            model: The model.
+        """
+        whole = unwrapped(model)
+        names = {name for name, _ in (*whole.named_parameters(), *whole.named_buffers())}
+        return names.issuperset([*(self.masks or ()), *(self.plan.keep if self.plan is not None else ())])
+
     def start(self, model: nn.Module, optimizer: object = None) -> None:
         """Begin to hold, on the model that was given, else on the trainer's.
 

@@ -73,8 +73,10 @@ def lightning_callback(
         """Holds masks while the trainer fits."""
 
         def setup(self, trainer: object, pl_module: nn.Module, stage: str) -> None:
-            """Refuse the module where no checkpoint would fit it, before one is loaded."""
-            if keeper.model is None:
+            """Refuse a module for training that no checkpoint would fit, before one is loaded. A module that makes its
+            layers later is checked when training starts.
+            """
+            if stage == "fit" and keeper.model is None and keeper.names_known(pl_module):
                 keeper.check(pl_module)
 
         def on_save_checkpoint(
@@ -86,6 +88,8 @@ def lightning_callback(
 
         def on_train_start(self, trainer: object, pl_module: nn.Module) -> None:
             """Begin to hold: the module is placed, its optimizers are made, and a checkpoint is loaded by now."""
+            if keeper.model is None:
+                keeper.check(pl_module)
             keeper.start(pl_module)
 
         def on_train_batch_start(

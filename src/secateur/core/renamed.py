@@ -32,13 +32,14 @@ def renamed(**names: str) -> Callable[[_F], _F]:
         **names: The present name of each old one.
 
     Returns:
-        A decorator. The function raises a `TypeError` where an argument is given by both names.
+        A decorator. The function raises a `TypeError` where an argument is given by both names. A dataclass takes the
+        old one then, as `dataclasses.replace` adds the present value of every field.
     """
 
     def decorate(target: _F) -> _F:
         if isinstance(target, type):
             kind: type = target
-            make = functools.wraps(kind.__init__)(_renaming(kind.__init__, kind.__name__, names))  # type: ignore[misc]
+            make = functools.wraps(kind.__init__)(_renaming(kind.__init__, kind.__name__, names, True))  # type: ignore[misc]
             kind.__init__ = make  # type: ignore[misc]
             for old, new in names.items():
                 setattr(kind, old, property(_reading(kind.__name__, old, new)))
@@ -61,13 +62,15 @@ def old_names(kind: object) -> dict[str, str]:
     return _RENAMED.get(kind, {}) if isinstance(kind, type) else {}
 
 
-def _renaming(function: Callable[..., object], called: str, names: dict[str, str]) -> Callable[..., object]:
-    """The function that takes the old names too."""
+def _renaming(
+    function: Callable[..., object], called: str, names: dict[str, str], old_wins: bool = False
+) -> Callable[..., object]:
+    """The function that takes the old names too; with `old_wins`, also beside the present ones."""
 
     def call(*args: object, **kwargs: object) -> object:
         for old in names.keys() & kwargs.keys():
             new = names[old]
-            if new in kwargs:
+            if new in kwargs and not old_wins:
                 raise TypeError(f"{called}: {old!r} is the old name of {new!r}; give {new!r} alone")
             warn(_text(called, "argument", old, new), DeprecationWarning)
             kwargs[new] = kwargs.pop(old)

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -114,12 +115,15 @@ _OWN = frozenset(vars(nn.Module()))
 """Attributes of every module: its parameters, buffers, children and hooks, and its mode."""
 
 
+_DICTS = (dict, OrderedDict, defaultdict, Counter)
+
+
 class PlainState:
     """The plain attributes of a model's modules as they were found, to put them back after a forward.
 
     A forward may keep what it made for the last input (anchors, tables of positions, a mask), and take it again for an
-    input of the same shape. A later run must not depend on that. Lists and dicts get their items back as well; tensors
-    are not copied.
+    input of the same shape. A later run must not depend on that. Lists, dicts, sets and Python's other collections get
+    their items back as well; tensors are not copied.
 
     Args:
         model: The model.
@@ -144,8 +148,9 @@ class PlainState:
             if not isinstance(module, LazyModuleMixin)  # its first forward makes it what it is
         ]
         held = [value for _, plain in self._found for value in plain.values()]
-        self._lists = [(value, value.copy()) for value in held if type(value) is list]
-        self._dicts = [(value, value.copy()) for value in held if type(value) is dict]
+        self._lists = [(value, list(value)) for value in held if type(value) in (list, deque)]
+        self._sets = [(value, value.copy()) for value in held if type(value) is set]
+        self._dicts = [(value, value.copy()) for value in held if type(value) in _DICTS]
 
     def put_back(self) -> None:
         """Restore them."""
@@ -158,7 +163,12 @@ class PlainState:
                     now[key] = value
         for items, listed in self._lists:
             if len(items) != len(listed) or any(a is not b for a, b in zip(items, listed)):
-                items[:] = listed
+                items.clear()
+                items.extend(listed)
+        for chosen, elements in self._sets:
+            if chosen != elements:
+                chosen.clear()
+                chosen.update(elements)
         for table, before in self._dicts:
             _put_back(table, before)
 
@@ -204,8 +214,10 @@ class _FoundState:
 
 
 def _put_back(slots: dict[str, _ValueT], found: dict[str, _ValueT]) -> None:
-    """Restore a module's dictionary, unless nothing was replaced."""
-    if slots.keys() == found.keys() and all(slots[key] is value for key, value in found.items()):
+    """Restore a module's dictionary, unless nothing was replaced or moved."""
+    if len(slots) == len(found) and all(
+        now is then and value is before for (now, value), (then, before) in zip(slots.items(), found.items())
+    ):
         return
     slots.clear()
     slots.update(found)

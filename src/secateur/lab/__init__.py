@@ -6,7 +6,8 @@ are built on it.
 
 The files in reading order:
 
-- `recipe`, `settings`, `grid`: a recipe, validated; the texts it is written in; the combinations of its grid.
+- `recipe`, `settings`, `grid`: a recipe, validated; the texts it is written in; the combinations of its grid;
+  `old_words`: options by the names they had before.
 - `steps/`: what a recipe can do to a model, one file per kind; `state`: the model that passes from step to step.
 - `planning`: every trial and step, with the address of its outcome; `weights`, `trust`: what it loads, and may.
 - `outcomes`, `objects`, `store`: what is remembered, and where, with `database`, `rows` (read from it) and `waste`

@@ -28,10 +28,10 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import Field, PrivateAttr, SerializeAsAny, ValidationError, field_validator
 
-from secateur.core.user_warnings import warn
 from secateur.errors import RecipeError, UnknownNameError, near
 from secateur.lab import grid as grids
 from secateur.lab import steps as step_kinds
+from secateur.lab.old_words import present_names
 from secateur.lab.outcomes import MOST_LEVELS, Table, problem_of
 from secateur.lab.settings import (
     assign,
@@ -263,8 +263,10 @@ class Recipe(Options):
             raise RecipeError(
                 f"{source}: 'teacher' is both a table and the label of a step; give the step another label"
             )
-        choice = whole["choice"] = grids.choices(whole.get("choice", {}), source)
-        axes, when = axes_of(whole, choice, grid)
+        now = present_names(whole["step"], source)
+        settings, grid = [now.text(item) for item in settings], [now.grid_text(item) for item in grid]
+        choice = whole["choice"] = now.choice(grids.choices(whole.get("choice", {}), source))
+        axes, when = axes_of(whole, choice, grid, now)
         for item in settings:
             settle(whole, axes, when, grid, item, source)
         whole["grid"] = {key: axis_values(key, values, source) for key, values in axes.items()}
@@ -324,8 +326,9 @@ class Recipe(Options):
         whole = self.plain()
         whole["grid"] = {}
         whole.pop("when", None)
+        now = present_names(whole["step"], self.name)
         for key, value in settings.items():
-            assign(whole, key, value, self.name)
+            assign(whole, now.key(key), value, self.name)
         whole.pop("choice", None)
         # The values of a grid were checked when it was read; others come from the caller.
         allowed = self._allowed_code
@@ -343,21 +346,8 @@ def _step(table: Table, source: str, index: int) -> Step:
         raise RecipeError(f"{source}: step {index + 1}: unknown kind {kind!r}: {near(kind, known)}") from None
     options = {key: value for key, value in table.items() if key != "kind"}
     where = f"step {table['label']!r}" if table["label"] != kind else f"step {kind!r}"
-    _rename(options, cls.renamed, f"{source}: {where}")
     _known_keys(cls, options, source, where)
     return _validate(cls, options, f"{source}: {where}")
-
-
-def _rename(options: dict[str, object], names: Mapping[str, str], where: str) -> None:
-    """Give options their present names."""
-    for old in names.keys() & options.keys():
-        new = names[old]
-        if new in options:
-            raise RecipeError(f"{where}: {old!r} is the old name of {new!r}; give {new!r} alone")
-        warn(
-            f"{where}: {old!r} is called {new!r} now; the old word will be removed in 1.0", DeprecationWarning
-        )
-        options[new] = options.pop(old)
 
 
 def _known_keys(

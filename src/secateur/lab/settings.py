@@ -18,6 +18,7 @@ from typing import Any
 from secateur.errors import RecipeError, near
 from secateur.lab import grid as grids
 from secateur.lab import steps as step_kinds
+from secateur.lab.old_words import PresentNames
 from secateur.lab.outcomes import Table
 from secateur.lab.trust import code_in
 
@@ -25,16 +26,24 @@ __all__ = ["assign", "axes_of", "axis_values", "label_steps", "names_given", "pa
 
 
 def axes_of(
-    whole: Table, choice: Mapping[str, Mapping[str, object]], grid: Sequence[str]
+    whole: Table,
+    choice: Mapping[str, Mapping[str, object]],
+    grid: Sequence[str],
+    now: PresentNames,
 ) -> tuple[Table, Table]:
-    """The axes with their values, and their conditions: of the recipe's tables, which it takes out, and of `--grid`."""
-    axes = _flatten(whole.pop("grid", {}))
+    """The axes with their values, and their conditions, by present names: of the recipe's tables, which it takes out,
+    and of `--grid`.
+    """
+    axes = now.keys(_flatten(whole.pop("grid", {})))
     axes |= {axis: list(named) for axis, named in choice.items() if axis not in axes}
     when: Table = dict(whole.pop("when", {}))
     for key, value in axes.items():
         if isinstance(value, dict):
             axes[key] = value.get("values")
             when |= {key: value["when"]} if "when" in value else {}
+    when = {
+        key: now.keys(some) if isinstance(some, Mapping) else some for key, some in now.keys(when).items()
+    }
     for item in grid:
         text, wanted = grids.split_condition(item)
         key, value = parse_setting(text, "--grid")

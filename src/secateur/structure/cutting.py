@@ -23,7 +23,7 @@ from secateur.errors import NothingToDoError
 from secateur.execution.fast_copy import collector_paused, copy_module, tensors_of
 from secateur.structure.cut.attributes import set_config_field
 from secateur.structure.cut.choose import dropped, dropped_lines, extended, rounded, staying
-from secateur.structure.cut.fit import fit
+from secateur.structure.cut.fit import IN_TRAINING, fit
 from secateur.structure.cut.plan import Kept, KnownIndices, ShrinkPlan, cut_tensor
 from secateur.structure.depth.leaving import FewerLayers
 from secateur.structure.groups.couplings import Structure, analyse, regroup
@@ -60,10 +60,11 @@ class Cut:
 
 @dataclass(frozen=True)
 class CutOptions:
-    """How a model is cut: the options of `shrink`, and three more.
+    """How a model is cut: the options of `shrink`, and four more.
 
     `careful` runs the cut forward even where all sizes come from its tensors; `only` names the groups that may be cut.
-    Without `rewrite` no forward is rewritten: channels stay that would make that necessary.
+    Without `rewrite` no forward is rewritten: channels stay that would make that necessary. Without `training` the cut
+    model has to run in evaluation mode alone.
     """
 
     coupling: str = "union"
@@ -73,6 +74,7 @@ class CutOptions:
     careful: bool = False
     only: Collection[str] | None = None
     rewrite: bool = True
+    training: bool = True
 
 
 @collector_paused()
@@ -151,7 +153,7 @@ def _cut_channels(model: nn.Module, masks: Masks, example: object, options: CutO
         if not any(bits.any() for bits in gone.values()):
             raise NothingToDoError(_nothing(structure, model, locks))
         alive = structure.alive({index: ~bits for index, bits in gone.items() if bits.any()})
-        fitted = fit(structure, model, example, alive, options.careful)
+        fitted = fit(structure, model, example, alive, options.careful, options.training)
         if not fitted.locks:
             rewritten = set() if options.rewrite else set(fitted.plan.rewrites)
             if not rewritten - uncut:
@@ -242,7 +244,10 @@ def _nothing(structure: Structure, model: nn.Module, locks: list[Lock]) -> str:
     text = f"no channel of {type(model).__name__} can be removed: "
     if locks:
         said = (f"{lock.path or 'the model'}: {lock.reason} [{lock.operator}]" for lock in locks[:3])
-        return text + "; ".join(said)
+        text += "; ".join(said)
+        if any(lock.reason.startswith(IN_TRAINING) for lock in locks):
+            text += "; a model that is never trained is cut with proof=sc.ProofOptions(training=False)"
+        return text
     if not structure.groups:
         return text + "every axis is locked; sc.explain(model, example) says where and why"
     return text + (

@@ -45,7 +45,8 @@ class ProofOptions:
         training: Whether the forward in training is checked too, on the example, where a module that is not torch's own
             may do something else there. It must run, give outputs of the same shapes, and let gradients reach the same
             parameters; where it draws no random numbers (torch's dropout layers are at 0), its values must be equal.
-            Large models are only recorded there, without values, unless `every` is set.
+            Where such numbers decide what runs (layers skipped at random), several seeds are compared together. Large
+            models are only recorded there, without values, unless `every` is set.
         other_shapes: Whether other batch sizes, image sizes and lengths are proved too, where the model accepts them.
         every: Whether every input is run in every mode. Otherwise large inputs are run in one mode each, so that every
             mode and every input occurs.
@@ -85,7 +86,7 @@ def as_proof_options(proof: ProofLike) -> ProofOptions:
         proof: Options; or modes, in all of which every input is run; or None for the usual.
 
     >>> as_proof_options(["eager", "compile"])
-    ProofOptions(modes=('eager', 'compile'), other_shapes=True, every=True, tolerance=1e-09)
+    ProofOptions(modes=('eager', 'compile'), other_shapes=True, every=True, tolerance=1e-09, training=True)
     """
     if proof is None:
         return ProofOptions()
@@ -182,6 +183,8 @@ class Proof:
         bypassed: Blocks of the dense model whose output was their input: the shrunk model does not have them, and a
             norm after the addition keeps zeros from standing for that.
         refused: Other shapes that were tried and that the dense model does not accept, each with the reason.
+        untrained: Why nothing is proved of training, such as that the dense model does not run there on these inputs
+            (it needs targets); empty where it is proved, or left out on request.
     """
 
     error: float
@@ -197,6 +200,7 @@ class Proof:
     bypassed: tuple[str, ...] = ()
     shapes_only: bool = False
     refused: tuple[Refused, ...] = ()
+    untrained: str = ""
 
     @property
     def holds(self) -> bool:
@@ -239,6 +243,8 @@ class Proof:
             tried = list(dict.fromkeys(" and ".join(map(str, each.shapes)) for each in self.refused))
             more = f" and {len(tried) - _NAMED} more" if len(tried) > _NAMED else ""
             where += f"; not on {', '.join(tried[:_NAMED])}{more}, which the dense model refuses"
+        if self.untrained:
+            where += f"; not in training: {self.untrained}"
         if not self.equality:
             return (
                 "no equality: axes were cut across a normalisation; "

@@ -25,7 +25,7 @@ from secateur.execution.calling import call
 from secateur.execution.devices import device_of
 from secateur.execution.example import Example, call_arguments
 from secateur.execution.fast_copy import collector_paused, copy_module
-from secateur.execution.undisturbed import PlainState, kept_random_state
+from secateur.execution.undisturbed import PlainState, undisturbed
 from secateur.structure.cut.plan import ShrinkPlan, cut_tensor
 from secateur.structure.depthwise import depthwise_sums
 
@@ -38,7 +38,7 @@ class ModelRun:
 
     `selected` names the operators whose choice was given to both models, where their own could not be compared. In
     training, `shapes_only` says whether random numbers were drawn, and `reached` names the parameters that gradients
-    reach.
+    reach. `seed` is what the random numbers start from.
     """
 
     outputs: list[torch.Tensor] = field(default_factory=list)
@@ -47,6 +47,7 @@ class ModelRun:
     selected: tuple[str, ...] = ()
     shapes_only: bool = False
     reached: frozenset[str] = frozenset()
+    seed: int = 0
 
 
 @torch.no_grad()
@@ -134,7 +135,9 @@ def _settings(dtype: torch.dtype, fast: bool) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(was)
 
 
-def run(model: nn.Module, example: Example, mode: str, dtype: torch.dtype, fast: bool = True) -> ModelRun:
+def run(
+    model: nn.Module, example: Example, mode: str, dtype: torch.dtype, fast: bool = True, seed: int = 0
+) -> ModelRun:
     """Run a model on an input in a mode; an exception is part of the result.
 
     What the forward keeps in plain attributes is forgotten, so that no run depends on the one before.
@@ -145,10 +148,10 @@ def run(model: nn.Module, example: Example, mode: str, dtype: torch.dtype, fast:
         tensor = tensor.detach().to(device)
         return tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor.clone()
 
-    found = ModelRun()
+    found = ModelRun(seed=seed)
     with _settings(dtype, fast):
         inputs = map_tensors(placed, example)
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         try:
             outputs = _MODES[mode](model, inputs, found)
         except Exception as error:
@@ -199,27 +202,24 @@ def _exported(model: nn.Module, inputs: Example, found: ModelRun) -> object:
 
 
 def _train(model: nn.Module, inputs: Example, found: ModelRun) -> object:
-    """The forward in training, torch's dropout layers at 0, and where its gradients go; evaluation mode afterwards."""
-    dropped = [module for module in model.modules() if isinstance(module, _DropoutNd) and module.p]
-    rates = [module.p for module in dropped]
-    with kept_random_state(), torch.enable_grad():
-        torch.manual_seed(0)
-        np.random.seed(0)
-        random.seed(0)
+    """The forward in training, torch's dropout layers at 0, and where its gradients go.
+
+    The model is afterwards as it was, also where the forward fails midway: later runs do not see its statistics.
+    """
+    with undisturbed(model, mode="train", weights=True):
+        torch.manual_seed(found.seed)
+        np.random.seed(found.seed)
+        random.seed(found.seed)
         before = _random_state()
-        try:
-            model.train()
-            for module in dropped:
+        for module in model.modules():
+            if isinstance(module, _DropoutNd):
                 module.p = 0.0
-            with torch.autograd.graph.saved_tensors_hooks(_dropped, _dropped), depthwise_sums(model):
-                outputs = call(model, inputs)
-            found.shapes_only = _random_state() != before
-            found.reached = _reached(model, outputs)
-            return outputs
-        finally:
-            for module, rate in zip(dropped, rates):
-                module.p = rate
-            model.eval()
+        with torch.autograd.graph.saved_tensors_hooks(_dropped, _dropped), depthwise_sums(model):
+            outputs = call(model, inputs)
+        found.shapes_only = _random_state() != before
+        found.reached = _reached(model, outputs)
+        # An output may be a buffer or a weight itself, whose values are put back.
+        return [tensor.detach().clone() for tensor in tensors_in(outputs)]
 
 
 def _reached(model: nn.Module, outputs: object) -> frozenset[str]:

@@ -39,10 +39,15 @@ from secateur.structure.proof import Proof, ProofCase, ProofOptions, Shapes
 from secateur.structure.proof_inputs import ProofInput, proof_inputs
 from secateur.structure.proof_runs import ModelRun, disturb_, double_copy, random_fills, run
 from secateur.structure.selections import Selections, largest_difference
+from secateur.structure.trace.in_training import reads_training, training_run
 from secateur.structure.trace.refused import Refused
 from secateur.structure.trace.trace import Trace
 
-__all__ = ["DenseRun", "ShapeProofError", "prove"]
+__all__ = ["DenseProofError", "DenseRun", "ShapeProofError", "prove"]
+
+
+class DenseProofError(ProofError):
+    """The masked model itself does not run as the proof asks for: no cut is to blame."""
 
 
 class ShapeProofError(ProofError):
@@ -98,6 +103,8 @@ class _Prover:
         bypassed: The blocks whose output is their input in the dense model.
         plan: How the shrunk model was cut; None where that is not known.
         refused: The inputs of other shapes that the dense model did not accept in any mode, by their shapes.
+        failure: The error of the last run that the dense model failed, if any.
+        untrained: Why nothing is proved of training, where that was asked for; empty where it is proved.
     """
 
     model: nn.Module
@@ -110,6 +117,8 @@ class _Prover:
     bypassed: tuple[str, ...] = ()
     plan: ShrinkPlan | None = None
     refused: dict[Shapes, Refused] = field(default_factory=dict)
+    failure: Exception | None = None
+    untrained: str = ""
 
     def dense(self) -> nn.Module:
         """The masked dense model in the precision of the proof."""
@@ -123,6 +132,9 @@ class _Prover:
         """
         dense = self.dense()
         wanted = [self._accepted(dense, each, mode) for each in inputs for mode in each.modes]
+        modes = [mode for each in inputs for mode in each.modes]
+        trained = [one is not None for mode, one in zip(modes, wanted) if mode == "train"]
+        self.untrained = _NOT_RUN if trained and not any(trained) else ""
         for one in wanted:
             if one is not None:
                 self.refused.pop(one[0].shapes, None)
@@ -151,12 +163,13 @@ class _Prover:
             want = run(dense, each.example, mode, self.dtype)
         if want.error is None:
             return each, mode, want
+        self.failure = want.error
         if mode == "train":
             return None
         if _unsupported(want.error) and self.dtype == torch.float64:
             raise _WideTypeError from want.error
         if each.what == "example" and mode in ("eager", "no_grad"):
-            raise ProofError(
+            raise DenseProofError(
                 f"the masked {_name(self.model)} does not run on the example "
                 f"({_said(want.error)}); the model is unchanged"
             ) from want.error
@@ -167,15 +180,20 @@ class _Prover:
     def _checked(self, each: ProofInput, mode: str, want: ModelRun, got: ModelRun) -> tuple[float, float]:
         """The largest difference and the largest output, or an error that says where the two models differ."""
         where = f"on {' and '.join(map(str, each.shapes)) or 'the example'} [{mode}]"
+        if want.shapes_only:
+            want, got = self._by_chance(each, want, got)
         if got.error is not None:
             self._fail(
                 each, f"does not run {where}, which the dense one does ({_said(got.error)})", got.error
             )
         if got.graphs > want.graphs:
             self._fail(each, f"compiles into {got.graphs} graphs {where}, the dense one into {want.graphs}")
-        shapes = [[tuple(t.shape) for t in run.outputs] for run in (got, want)]
-        if want.reached != got.reached:
-            self._check_reached(each, where, want, got)
+        shapes = [_shapes(got), _shapes(want)]
+        lost = self._lost(want, got)
+        if lost:
+            self._fail(
+                each, f"gets no gradient at {', '.join(map(repr, lost[:3]))} {where}, the dense one does"
+            )
         if want.shapes_only and shapes[0] == shapes[1]:
             return 0.0, 1.0
         if mode == "train" and shapes[0] != shapes[1] and self._gives_more(each, shapes[0], shapes[1]):
@@ -229,15 +247,37 @@ class _Prover:
             return 0.0
         return _over(*_difference(want.outputs, moved.outputs))
 
-    def _check_reached(self, each: ProofInput, where: str, want: ModelRun, got: ModelRun) -> None:
-        """Raise an error if gradients do not reach the parameters that they reach in the dense model."""
+    def _by_chance(self, each: ProofInput, want: ModelRun, got: ModelRun) -> tuple[ModelRun, ModelRun]:
+        """The results of a forward that draws random numbers, without the differences that chance makes.
+
+        The smaller model draws fewer numbers, so what is drawn after them, such as which layers are skipped, is not
+        what the dense one draws. Where the two differ, more seeds are run: only what the dense model does with each
+        seed, and the shrunk one with none, is a difference. An error counts unless the dense model has errors too.
+        """
+        if got.error is None and _shapes(want) == _shapes(got) and not self._lost(want, got):
+            return want, got
+        dense, small = self.dense(), double_copy(self.small, None, self.dtype, self.fills[1])
+        both = [
+            [first, *(run(made, each.example, "train", self.dtype, seed=seed) for seed in range(1, _SEEDS))]
+            for first, made in ((want, dense), (got, small))
+        ]
+        wants, gots = ([one for one in runs if one.error is None] for runs in both)
+        if not gots or (got.error is not None and len(wants) == _SEEDS):
+            return want, got
+        wanted, had = ({str(_shapes(one)) for one in runs} for runs in (wants, gots))
+        if len(wanted) == 1 and not wanted & had:
+            return want, got
+        always = frozenset.intersection(*(one.reached for one in wants))
+        ever = frozenset.union(*(one.reached for one in gots))
+        return replace(want, reached=always), replace(got, error=None, outputs=want.outputs, reached=ever)
+
+    def _lost(self, want: ModelRun, got: ModelRun) -> list[str]:
+        """The parameters of the shrunk model that gradients reach in the dense one alone."""
+        if want.reached == got.reached:
+            return []
         names = {self.plan.name_after(name) if self.plan else name for name in want.reached} - {None}
         here = {name for name, _ in self.small.named_parameters()}
-        lost = sorted(name for name in names if name in here and name not in got.reached)
-        if lost:
-            self._fail(
-                each, f"gets no gradient at {', '.join(map(repr, lost[:3]))} {where}, the dense one does"
-            )
+        return sorted(name for name in names if name in here and name not in got.reached)
 
     def _without_fast_path(self, each: ProofInput, mode: str, got: ModelRun) -> tuple[float, float]:
         """The difference from the dense model run without torch's fast path; infinity where that cannot be compared.
@@ -287,6 +327,8 @@ class _Prover:
             branch = training_branch(how.recording, self.model, example)
             if branch is not None:
                 self.check_training(branch)
+            elif reads_training(self.model) and training_run(how.recording, self.model, example) is None:
+                self.untrained = _NOT_RECORDED if how.recording.mode == "meta" else _NOT_RUN
 
     def check_larger(self, example: Example, larger: LargerInputs) -> None:
         """Raise an error if the dense model accepts a much larger input, and the shrunk one does not."""
@@ -324,6 +366,18 @@ class _Prover:
             f"the shrunk {_name(self.model)} {what}",
             each.what == "training",
         ) from error
+
+
+_NOT_RUN = "the dense model does not run there on these inputs"
+_NOT_RECORDED = (
+    "the dense model cannot be recorded there without values; sc.ProofOptions(every=True) tries to run it"
+)
+_SEEDS = 16
+"""How many seeds are tried where random numbers decide what a forward does in training."""
+
+
+def _shapes(found: ModelRun) -> list[tuple[int, ...]]:
+    return [tuple(tensor.shape) for tensor in found.outputs]
 
 
 def _name(model: nn.Module) -> str:
@@ -383,6 +437,7 @@ def prove(
 
     Raises:
         ProofError: The shrunk model does not compute what the masked one does, or does not run.
+        DenseProofError: The masked model does not run on the example, or in none of the modes.
         ShapeProofError: Likewise, for an input of another shape than the example's only.
     """
     options = options or ProofOptions()
@@ -398,6 +453,11 @@ def prove(
     except _WideTypeError:
         prover.dtype, prover.tolerance = torch.float32, max(options.tolerance, 1e-4)
         found = prover.compare(inputs)
+    if not found:
+        raise DenseProofError(
+            f"the masked {_name(model)} runs in none of the modes {', '.join(map(repr, options.modes))} of the proof "
+            f"({_said(prover.failure)}); the model is unchanged. Give 'no_grad' or 'eager' as well"
+        ) from prover.failure
     prover.check_recorded(example, options, how, larger)
     filled: tuple[str, ...] = ()
     if plan is not None and not any(
@@ -407,7 +467,8 @@ def prove(
         if fills[0]:
             prover.fills, filled = fills, tuple(fills[0])
             found = prover.compare(inputs)
-    return replace(_proof_of(prover, found, filled), refused=(*refused, *prover.refused.values()))
+    proof = replace(_proof_of(prover, found, filled), untrained=prover.untrained)
+    return replace(proof, refused=(*refused, *prover.refused.values()))
 
 
 def _proof_of(

@@ -37,7 +37,7 @@ from secateur.structure.explanation import Explanation
 from secateur.structure.groups.couplings import analyse
 from secateur.structure.groups.labels import Lock
 from secateur.structure.proof import Proof, ProofLike, ProofOptions, as_proof_options
-from secateur.structure.proving import DenseRun, ShapeProofError, prove
+from secateur.structure.proving import DenseProofError, DenseRun, ShapeProofError, prove
 from secateur.structure.shrunk_files import carry_optimizer, load_shrunk, reestimate_batch_norm, save_shrunk
 from secateur.structure.trace.trace import trace
 
@@ -236,6 +236,8 @@ class _ProvenCut:
                 why = _TRAINED if failure.training else _SHAPED
                 reason = f"{why}: {failure.what}"
                 self.locks[name] = Lock(np.zeros(0, int), reason, "proof", name)
+            except DenseProofError:
+                raise
             except ProofError as failure:
                 raise ProofError(f"{failure}{self.said(names)}") from failure
             except NothingToDoError as failure:
@@ -258,7 +260,7 @@ class _ProvenCut:
         self, example: object, proof: ProofOptions, names: Collection[str] | None, careful: bool = False
     ) -> tuple[Cut, Proof]:
         """Cut the groups of these names and prove it on this example."""
-        options = replace(self.options, careful=careful, only=names)
+        options = replace(self.options, careful=careful, only=names, training=self.proof.training)
         done = cut(self.model, self.masks, self.example, options, self.fewer)
         proof = replace(proof, every=proof.every or done.macs <= _CHEAP_MACS)
         try:

@@ -200,6 +200,11 @@ def make(plugins: Registry, value: Plugins) -> Any:
         return _own(plugins, word, options)
     cls = plugins.get(word)
     known_options = list(getattr(cls, "__dataclass_fields__", {}))
+    for old, new in old_names(cls).items():
+        if options.keys() >= {old, new}:
+            raise RecipeError(
+                f"{plugins.kind} {word!r}: {old!r} is the old name of {new!r}; give {new!r} alone"
+            )
     for option in options.keys() - old_names(cls).keys():
         if known_options and option not in known_options:
             raise RecipeError(

@@ -43,8 +43,10 @@ from secateur.structure.groups.rules.attention import FUSED
 from secateur.structure.trace.calls import FunctionCall
 from secateur.structure.trace.trace import Op, Trace, trace, traceable_copy
 
-__all__ = ["Fitted", "draft", "fit"]
+__all__ = ["IN_TRAINING", "Fitted", "draft", "fit"]
 
+IN_TRAINING = "in training: "
+"""What the reason of a lock begins with if only the forward in training asks for it."""
 _ROUNDS = 400
 _RESYNC, _AGREE = 200, 4
 """How many operators may be missing in one of two recordings, and how many must agree after them."""
@@ -147,7 +149,12 @@ def _without_weights(structure: Structure, model: nn.Module, alive: np.ndarray) 
 
 
 def fit(
-    structure: Structure, model: nn.Module, example: object, alive: np.ndarray, careful: bool = True
+    structure: Structure,
+    model: nn.Module,
+    example: object,
+    alive: np.ndarray,
+    careful: bool = True,
+    training: bool = True,
 ) -> Fitted:
     """Find attributes and rewrites with which the cut model runs as the labels say, or the labels to lock.
 
@@ -157,12 +164,13 @@ def fit(
         example: The input that the forward is recorded on.
         alive: For every label, whether it remains.
         careful: Record the cut forward even where it takes all its sizes from its tensors.
+        training: Whether the cut model has to run in training too.
 
     Returns:
         A plan, and the labels to lock where it does not run.
     """
     fitted = _fitted(structure, model, example, alive, careful)
-    branch = None if fitted.locks else training_branch(structure.trace, model, example)
+    branch = None if fitted.locks or not training else training_branch(structure.trace, model, example)
     return (
         fitted if branch is None else _in_training(_Search(structure, model, example, alive), branch, fitted)
     )
@@ -212,7 +220,7 @@ def _runs_in_training(
 
 
 def _locks_of_training(locks: Sequence[Lock]) -> list[Lock]:
-    return [replace(lock, reason=f"in training: {lock.reason}", op=-1) for lock in locks]
+    return [replace(lock, reason=f"{IN_TRAINING}{lock.reason}", op=-1) for lock in locks]
 
 
 class _Search:

@@ -21,12 +21,12 @@ True
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
-from types import CellType, CodeType, FunctionType, ModuleType
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import nn
@@ -163,9 +163,20 @@ def _changed(module: nn.Module) -> bool:
     return "forward" in vars(module) or bool(module._forward_hooks) or bool(module._forward_pre_hooks)
 
 
-@cache
+_CLASSES: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+_FUNCTIONS: weakref.WeakKeyDictionary[FunctionType, dict[int, bool]] = weakref.WeakKeyDictionary()
+"""What was found out about classes and functions, as long as they exist; of a function by how deep was looked."""
+
+
 def _class_reads(kind: Any) -> bool:
     """Whether a class reads its mode in a function of its own, or in one that such a function calls by name."""
+    known = _CLASSES.get(kind)
+    if known is None:
+        known = _CLASSES[kind] = _own_functions_read(kind)
+    return known
+
+
+def _own_functions_read(kind: Any) -> bool:
     if _of_torch(kind):
         return False
     if kind.__module__.startswith("torch."):
@@ -175,15 +186,39 @@ def _class_reads(kind: Any) -> bool:
 
 
 def _reads(value: Any, deep: int) -> bool:
-    function = getattr(value, "fget", None) or getattr(value, "__func__", None) or value
-    while isinstance(inner := getattr(function, "__wrapped__", None), FunctionType):
-        function = inner
-    if not isinstance(function, FunctionType) or (function.__module__ or "").startswith("torch."):
+    function = _function_of(value)
+    if function is None or (function.__module__ or "").startswith("torch."):
         return False
-    return _function_reads(function, deep)
+    known = _FUNCTIONS.setdefault(function, {})
+    if deep not in known:
+        known[deep] = _function_reads(function, deep)
+    return known[deep]
 
 
-@cache
+def _function_of(value: Any) -> FunctionType | None:
+    """The innermost function of a function, method, property or decorated function; None for anything else.
+
+    No attribute of an unknown object is asked for: one that loads a package at its first use may raise anything.
+    """
+    seen: set[int] = set()
+    found = None
+    while id(value) not in seen:
+        seen.add(id(value))
+        kind = type(value)
+        if issubclass(kind, FunctionType):
+            found = value
+        if issubclass(kind, property):
+            value = value.fget
+        elif issubclass(kind, (classmethod, staticmethod, MethodType)):
+            value = value.__func__
+        else:
+            inner = inspect.getattr_static(value, "__wrapped__", None)
+            if inner is None or (found is not None and not issubclass(type(inner), FunctionType)):
+                break
+            value = inner
+    return found
+
+
 def _function_reads(function: FunctionType, deep: int) -> bool:
     names: set[str] = set()
     for code in _codes(function.__code__):
@@ -196,7 +231,7 @@ def _function_reads(function: FunctionType, deep: int) -> bool:
     found = list(_contents(function.__closure__ or ()))
     held = [function.__globals__[name] for name in names if name in function.__globals__]
     for each in held:
-        if isinstance(each, ModuleType) and not each.__name__.startswith("torch."):
+        if issubclass(type(each), ModuleType) and not str(vars(each).get("__name__")).startswith("torch."):
             found += [vars(each)[name] for name in names if name in vars(each)]
     return any(_reads(each, deep - 1) for each in [*held, *found])
 

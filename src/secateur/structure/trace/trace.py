@@ -2,7 +2,7 @@
 
 The model is copied with meta tensors for weights, so that nothing is computed, and run once under a dispatch mode. The
 copy is then discarded. A forward that reads values, which meta tensors do not have, is run on the real weights, which
-are shared, not copied.
+are shared, not copied, unless it runs in training.
 
 >>> import torch
 >>> from torch import nn
@@ -28,6 +28,7 @@ from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.errors import TraceError
 from secateur.execution.calling import call
 from secateur.execution.fast_copy import copy_module, is_atom, tensors_of
+from secateur.execution.undisturbed import kept_random_state
 from secateur.structure.trace.calls import CallRecorder, FunctionCall
 from secateur.structure.trace.fixed_count_norms import uncounted
 from secateur.structure.trace.meta_shapes import META_SHAPES
@@ -145,7 +146,7 @@ def traceable_copy(
     """A copy of the model without copied weights, and its tensors by name.
 
     `mode` "meta" gives tensors without storage; "real" shares the parameters and copies only buffers, which a forward
-    may change.
+    may change. A forward in training may change parameters as well (averages, a momentum encoder): it gets copies.
     """
     memo: dict[int, Any] = {}
     names: dict[str, torch.Tensor] = {}
@@ -165,7 +166,7 @@ def traceable_copy(
     for name, tensor in tensors_of(model).items():
         if id(tensor) not in memo:
             whole = isinstance(tensor, nn.Parameter)
-            memo[id(tensor)] = stand_in(tensor, whole, whole)
+            memo[id(tensor)] = stand_in(tensor, whole, whole and not training)
         names[name] = memo[id(tensor)]
     for tensor in _loose_tensors(model):
         if id(tensor) not in memo:
@@ -370,13 +371,13 @@ def _run(
         found.inputs.append(ref)
         return new
 
-    state = torch.random.get_rng_state()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         moved = map_tensors(place, example)
         calls = CallRecorder(found.ops, stack)
         found.calls = calls.found
         with ExitStack() as contexts:
+            contexts.enter_context(kept_random_state())
             contexts.enter_context(torch.no_grad())
             contexts.enter_context(uncounted())
             contexts.enter_context(_gate_by_gate())
@@ -394,5 +395,4 @@ def _run(
         found.error, found.error_path = error, stack[-1]
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        torch.random.set_rng_state(state)
     return found

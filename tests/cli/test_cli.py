@@ -522,7 +522,7 @@ def test_shrink_proves_the_modes_that_are_named(secateur):
     assert "eager" not in out
     code, _, err = secateur(*shrink, "--proof", "jit")
     assert code == 2
-    assert "proof: expected modes among 'eager', 'no_grad', 'compile', 'export', got ['jit']" in err
+    assert "proof: expected modes among 'eager', 'no_grad', 'compile', 'export', 'train', got ['jit']" in err
 
 
 def test_a_criterion_that_scores_on_data_is_refused_in_the_words_of_the_command_line(secateur):

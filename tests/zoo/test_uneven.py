@@ -59,7 +59,7 @@ def uneven(name: str) -> tuple[nn.Module, sc.Masks, sc.Shrunk, dict[str, torch.T
 def test_uneven_widths_compute_the_same_at_two_lengths_in_both_modes(name: str) -> None:
     model, masks, small, example = uneven(name)
     assert widths_of(small.model, name) == WIDTHS[name]
-    assert {case.mode for case in small.proof.cases} == {"eager", "no_grad"}
+    assert {case.mode for case in small.proof.cases} == {"eager", "no_grad", "train"}
     assert len({case.shapes for case in small.proof.cases}) >= 2
     dense, cut = copy.deepcopy(model).double(), copy.deepcopy(small.model).double().eval()
     masks.apply_(dense)

@@ -113,7 +113,8 @@ class CutFlags:
     proof: Annotated[
         list[str] | None,
         typer.Option(
-            "--proof", help="A mode to prove: eager, no_grad, compile or export. Repeatable; else the usual."
+            "--proof",
+            help="A mode to prove: eager, no_grad, compile, export or train. Repeatable; else the usual.",
         ),
     ] = None
 

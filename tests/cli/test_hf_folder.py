@@ -52,6 +52,7 @@ def test_a_folder_is_the_model_that_its_configuration_names(classifier):
         assert str(flags.folder()) == "clf"
     assert not ModelFlags("hf/bert").trained()
     assert ModelFlags("hf/someone/model").trained()
+    assert ModelFlags("mine:net").trained()  # nobody but its author knows
     assert not ModelFlags("clf", option=["pretrained=false"]).trained()
     assert ModelFlags("timm/x", option=["pretrained = true"]).trained()
     assert ModelFlags("resnet20").folder() is None

@@ -77,11 +77,15 @@ class ModelFlags:
         return dict(parse_setting(text, "--option") for text in self.option or [])
 
     def trained(self) -> bool:
-        """Whether weights were given, in a file or with the model itself; else they are random."""
+        """Whether weights were given, in a file or with the model itself; else they are random. A function of the
+        user's own may give either, and is not doubted.
+        """
         asked = self._options().get("pretrained")
         if self.weights is not None or asked is not None:
             return self.weights is not None or bool(asked)
         library, _, name = self.model.partition("/")
+        if ":" in self.model:
+            return True
         if library == "ultralytics":
             return name.endswith(".pt")
         return self.folder() is not None or (library == "hf" and not self._architecture())

@@ -249,6 +249,15 @@ def _check_written(model: nn.Module, file: Path, target: Path, tasks: Any) -> No
             )
 
 
+def _check_task(task: object) -> None:
+    if not isinstance(task, str):
+        raise OptionError(
+            f"yolo_trainer: expected a task such as 'detect', as YOLO(...).task gives it, got {type(task).__name__}"
+        )
+    if task not in _TRAINERS:
+        raise OptionError(f"yolo_trainer: unknown task {task!r}: {near(task, _TRAINERS)}")
+
+
 def yolo_trainer(task: str = "detect") -> type:
     """Make a trainer class that trains the model as it was loaded, instead of building a dense one from its yaml.
 
@@ -266,12 +275,7 @@ def yolo_trainer(task: str = "detect") -> type:
             checkpoint, was fused by `predict` or `val`, or has another number of classes or keypoints than the data.
         MissingExtraError: ultralytics is not installed.
     """
-    if not isinstance(task, str):
-        raise OptionError(
-            f"yolo_trainer: expected a task such as 'detect', as YOLO(...).task gives it, got {type(task).__name__}"
-        )
-    if task not in _TRAINERS:
-        raise OptionError(f"yolo_trainer: unknown task {task!r}: {near(task, _TRAINERS)}")
+    _check_task(task)
     base: Any = getattr(yolo_library("yolo_trainer", f"ultralytics.models.yolo.{task}"), _TRAINERS[task])
 
     class CutTrainer(base):

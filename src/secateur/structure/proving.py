@@ -405,6 +405,18 @@ class DenseRun:
     recording: Trace | None = None
 
 
+def _in_no_mode(model: nn.Module, options: ProofOptions, failure: Exception | None) -> DenseProofError:
+    return DenseProofError(
+        f"the masked {_name(model)} runs in none of the modes {', '.join(map(repr, options.modes))} of the proof "
+        f"({_said(failure)}); the model is unchanged. Give 'no_grad' or 'eager' as well"
+    )
+
+
+def _any_output(found: Sequence[tuple[ProofInput, str, ModelRun, float, float]]) -> bool:
+    """Whether the dense model gives anything but zeros."""
+    return any(bool(tensor.any()) for _, _, want, *_ in found for tensor in want.outputs)
+
+
 def prove(
     model: nn.Module,
     small: nn.Module,
@@ -454,15 +466,10 @@ def prove(
         prover.dtype, prover.tolerance = torch.float32, max(options.tolerance, 1e-4)
         found = prover.compare(inputs)
     if not found:
-        raise DenseProofError(
-            f"the masked {_name(model)} runs in none of the modes {', '.join(map(repr, options.modes))} of the proof "
-            f"({_said(prover.failure)}); the model is unchanged. Give 'no_grad' or 'eager' as well"
-        ) from prover.failure
+        raise _in_no_mode(model, options, prover.failure) from prover.failure
     prover.check_recorded(example, options, how, larger)
     filled: tuple[str, ...] = ()
-    if plan is not None and not any(
-        bool(tensor.any()) for _, _, want, *_ in found for tensor in want.outputs
-    ):
+    if plan is not None and not _any_output(found):
         fills = random_fills(model, masks, plan)
         if fills[0]:
             prover.fills, filled = fills, tuple(fills[0])

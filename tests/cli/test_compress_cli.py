@@ -10,6 +10,8 @@ from safetensors.torch import save_file
 
 import secateur as sc
 
+COMPRESS = ("compress", "lenet-300-100", "weights.safetensors", "--data", "digits")
+
 
 def weights(tmp_path):
     """A LeNet-300-100 that tells digits apart."""
@@ -42,16 +44,7 @@ def test_a_model_is_cut_as_far_as_half_of_the_test_images_allow(secateur, tmp_pa
 
 def test_the_smallest_file_as_plain_data(secateur, tmp_path):
     weights(tmp_path)
-    words = [
-        "compress",
-        "lenet-300-100",
-        "weights.safetensors",
-        "--data",
-        "digits",
-        "--lost",
-        "0.05",
-        "--json",
-    ]
+    words = [*COMPRESS, "--lost", "0.05", "--json"]
     code, out, err = secateur(
         *words, "--goal", "small", "--tries", "1", "--bits", "4", "--quiet", "--out", "s.sct"
     )
@@ -86,17 +79,7 @@ def test_what_has_no_effect_or_no_place_is_refused(secateur, words, text):
 
 def test_no_attempt_that_holds_has_its_exit_code_and_writes_nothing(secateur, tmp_path):
     weights(tmp_path)
-    words = [
-        "compress",
-        "lenet-300-100",
-        "weights.safetensors",
-        "--data",
-        "digits",
-        "--lost",
-        "0",
-        "--tries",
-        "1",
-    ]
+    words = [*COMPRESS, "--lost", "0", "--tries", "1"]
     code, _, err = secateur(*words, "--goal", "small", "--bits", "1")
     assert code == 3, err
     assert "none of 1 attempts held" in err

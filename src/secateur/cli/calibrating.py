@@ -52,6 +52,13 @@ class CalibrationFlags:
         """Whether `--calibrate` was given."""
         return self.calibrate is not None
 
+    def check(self) -> None:
+        """Refuse passes over inputs where no inputs were named."""
+        if self.calibrate_passes and not self.wanted:
+            raise OptionError(
+                "--calibrate-passes are steps on inputs: expected --calibrate with them; give it"
+            )
+
     def inputs(self, model: nn.Module, folder: Path | None) -> Iterable[object]:
         """The images or sentences in batches, as the model takes them.
 

@@ -144,8 +144,7 @@ def compress(
     if not is_folder(out):
         check_ending(out, "compress writes a .sct file", ".sct")
     flags.check(out, is_folder(out))
-    if calibration.calibrate_passes and not calibration.wanted:
-        raise OptionError("--calibrate-passes are steps on inputs: expected --calibrate with them; give it")
+    calibration.check()
     net = model.build()
     check_out(out, net)
     example, (judge, test) = model.example(net), flags.judges(net)

@@ -257,8 +257,7 @@ def shrink(
     from secateur.metrics.latency import compare
     from secateur.structure.shrink import shrink as cut_channels
 
-    if calibration.calibrate_passes and not calibration.wanted:
-        raise OptionError("--calibrate-passes are steps on inputs: expected --calibrate with them; give it")
+    calibration.check()
     net = model.build()
     check_out(out, net)
     example = model.example(net)

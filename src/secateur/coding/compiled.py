@@ -249,8 +249,11 @@ class _Coder:
     def room(self, bits: int) -> None:
         """Make room for this number of coded bits: 11.5 bits each at most."""
         if not self.decodes and int(self.state[3]) + bits // 2 + 4 > len(self.words):
-            more = np.zeros(max(len(self.words), bits // 2 + 4), dtype=np.uint32)
-            self.words = np.concatenate((self.words, more))
+            longer = np.empty(len(self.words) + max(len(self.words), bits // 2 + 4), dtype=np.uint32)
+            longer[: int(self.state[3])] = self.words[
+                : int(self.state[3])
+            ]  # the system clears only pages in use
+            self.words = longer
 
     def finish(self) -> bytes:
         """The encoder's bytes, without the zero bytes at the end; of a decoder, raise unless the stream ends here."""

@@ -85,27 +85,23 @@ static inline int64_t over(int64_t a, int64_t b) { /* rounded down; b is positiv
 }
 
 /* -- bits ------------------------------------------------------------------------------------------------------- */
-static inline int code_bit(const Walk *w, Coder *c, int64_t likely, int bit) {
-  /* Code one bit that is 1 with probability `likely` / 65536, or decode it; -1 where the stream is broken. */
-  uint64_t left = (uint64_t)((ONE - likely) * ((1 << 24) - 2) >> 16) + 1;
-  uint64_t scale = c->span >> 24, edge = scale * left;
+static inline int code_bit(const Walk *w, Coder *c, uint64_t left, int bit) {
+  /* Code one bit that is 0 with probability `left` / TOTAL, or decode it; -1 where the stream is broken. */
+  uint64_t scale = c->span >> 24, edge = scale * left, whole = scale << 24;
   if (w->decodes) {
     uint64_t beyond = c->point - c->low;
-    if (beyond >= scale << 24) return -1;
+    if (beyond >= whole) return -1;
     bit = beyond >= edge;
   }
-  if (bit) {
-    uint64_t moved = c->low + edge;
-    if (!w->decodes && moved < c->low) { /* carry */
-      int64_t back = c->at - 1;
-      while (back > 0 && w->words[back] == UINT32_MAX) w->words[back--] = 0;
-      w->words[back]++;
-    }
-    c->low = moved;
-    c->span = scale * (TOTAL - left);
-  } else {
-    c->span = edge;
+  /* Without a branch on the bit, which a processor cannot foresee. */
+  uint64_t ones = -(uint64_t)bit, moved = c->low + (edge & ones);
+  if (!w->decodes && moved < c->low) { /* carry */
+    int64_t back = c->at - 1;
+    while (back > 0 && w->words[back] == UINT32_MAX) w->words[back--] = 0;
+    w->words[back]++;
   }
+  c->low = moved;
+  c->span = edge ^ ((edge ^ (whole - edge)) & ones);
   if (c->span < LEAST_RANGE) {
     if (w->decodes)
       c->point = c->point << 32 | (c->at < w->word_count ? w->words[c->at] : 0);
@@ -145,6 +141,24 @@ static void odds(const Walk *w, Block *b, const double *zeros, const double *one
   }
 }
 
+static int32_t in_two_cells(double *counts, int64_t count, const int32_t *cells, const int32_t *bits, int64_t n) {
+  /* Count bits that fall into two cells at most, without waiting for the last sum before the next; whether they did. */
+  int32_t first = cells[0], last = cells[0], elsewhere = 0, of_last = 0, ones = 0, ones_of_last = 0;
+  for (int64_t i = 0; i < n; i++) {
+    first = cells[i] < first ? cells[i] : first;
+    last = cells[i] > last ? cells[i] : last;
+  }
+  for (int64_t i = 0; i < n; i++) {
+    int32_t is_last = cells[i] == last;
+    elsewhere |= !is_last & (cells[i] != first);
+    of_last += is_last, ones += bits[i], ones_of_last += is_last & bits[i];
+  }
+  if (elsewhere) return 0;
+  counts[last] += of_last - ones_of_last, counts[last + count] += ones_of_last;
+  counts[first] += n - of_last - (ones - ones_of_last), counts[first + count] += ones - ones_of_last;
+  return 1;
+}
+
 static void learn(const Walk *w, Block *b, int64_t which, int contexts, int64_t n) {
   /* Count the bits, and move the weights towards a shorter code for them. */
   int64_t count = w->cells[which], energy = w->energies[which];
@@ -152,6 +166,7 @@ static void learn(const Walk *w, Block *b, int64_t which, int contexts, int64_t 
   int64_t *whole = w->whole + which * w->contexts;
   for (int j = 0; j <= contexts; j++) {
     const int32_t *cell = b->there + j * n;
+    if (j == contexts && n && in_two_cells(counts, count, cell, b->bits, n)) break; /* the nodes' own */
     for (int64_t i = 0; i < n; i++) counts[cell[i] + (b->bits[i] ? count : 0)] += 1.0;
   }
   for (int j = 0; j < contexts; j++) {
@@ -166,23 +181,29 @@ static void learn(const Walk *w, Block *b, int64_t which, int contexts, int64_t 
 static int flip(const Walk *w, Block *b, int64_t which, int contexts, int64_t n) {
   /* Code (or decode) the n `bits` of one mixer, whose cells are in `there`, and learn; 0 where the stream is broken. */
   double *zeros = w->counts + w->begins[which];
-  int64_t squares = 0, energy = w->energies[which] - (w->energies[which] >> 3);
+  int64_t rest = 0, energy = w->energies[which] - (w->energies[which] >> 3);
   Coder c = {w->state[0], w->state[1], w->state[2], (int64_t)w->state[3]};
   if (energy < w->calm) energy = w->calm;
   odds(w, b, zeros, zeros + w->cells[which], w->weights + which * w->contexts, contexts, n);
+  int32_t *place = b->base, *likely = b->error, *left = b->beyond + contexts * n; /* free until `learn`, or unused */
   for (int64_t i = 0; i < n; i++) {
-    int64_t place = within((int64_t)b->total[i], 0, w->last_odds), likely = w->squash[place];
-    int bit = code_bit(w, &c, likely, b->bits[i]);
+    place[i] = (int32_t)within((int64_t)b->total[i], 0, w->last_odds);
+    likely[i] = (int32_t)w->squash[place[i]];
+    left[i] = (int32_t)((int64_t)(ONE - likely[i]) * ((1 << 24) - 2) >> 16) + 1;
+  }
+  for (int64_t i = 0; i < n; i++) {
+    int bit = code_bit(w, &c, (uint64_t)left[i], b->bits[i]);
     if (bit < 0) return 0;
     b->bits[i] = bit;
-    b->error[i] = (int32_t)((bit ? ONE : 0) - likely);
-    squares += b->square[i] * w->doubts[place];
-    if (i % PARTS == PARTS - 1) {
-      energy += squares >> 4;
-      squares = 0;
-    }
   }
-  w->energies[which] = energy + (squares >> 4);
+  for (int64_t from = 0; from < n; from += PARTS) {
+    int64_t squares = 0, to = least(from + PARTS, n);
+    for (int64_t i = from; i < to; i++) squares += (int64_t)b->square[i] * w->doubts[place[i]];
+    if (to - from == PARTS) energy += squares >> 4, squares = 0;
+    rest = squares;
+  }
+  for (int64_t i = 0; i < n; i++) b->error[i] = (b->bits[i] ? ONE : 0) - likely[i];
+  w->energies[which] = energy + (rest >> 4);
   w->state[0] = c.low, w->state[1] = c.span, w->state[2] = c.point, w->state[3] = (uint64_t)c.at;
   learn(w, b, which, contexts, n);
   return 1;

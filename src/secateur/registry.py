@@ -98,7 +98,8 @@ class Registry:
         name = self.aliases.get(word, word)
         names = self.names()
         if name not in names:
-            raise UnknownNameError(f"unknown {self.kind} {word!r}: {near(word, [*names, *self.aliases])}")
+            more = "; or a number such as 0.5" if self._number is not None else ""
+            raise UnknownNameError(f"unknown {self.kind} {word!r}: {near(word, [*names, *self.aliases])}{more}")
         return name
 
     def get(self, word: str) -> Any:

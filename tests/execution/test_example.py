@@ -81,3 +81,19 @@ def test_a_device_is_named_once_for_all(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     assert (device_word("auto"), str(chosen_device("auto"))) == ("cuda", "cuda:3")
     assert (device_word("cuda"), str(chosen_device("cuda:1"))) == ("cuda", "cuda:1")
+
+
+def test_an_argument_that_the_model_needs_is_no_label() -> None:
+    class Pair(nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor, labels: object = None) -> torch.Tensor:
+            return x + y
+
+    batch = {"x": torch.ones(2, 3), "y": torch.zeros(2, 3), "labels": torch.ones(2)}
+    read = read_batch(dict(batch), 0, labels_apart=True, model=Pair())
+    assert sorted(read.kwargs) == ["x", "y"]
+    assert read.targets is batch["labels"]
+    assert sorted(read_batch(dict(batch), 0, labels_apart=True).kwargs) == ["x", "y"]  # `labels` comes first
+    alone = {"x": torch.ones(2, 3), "y": torch.zeros(2, 3)}
+    assert sorted(read_batch(dict(alone), 0, labels_apart=True, model=Pair()).kwargs) == ["x", "y"]
+    assert sorted(read_batch(dict(alone), 0, labels_apart=True).kwargs) == ["x"]
+    assert sorted(first_example([alone], model=Pair())) == ["x", "y"]

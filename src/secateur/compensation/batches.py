@@ -76,7 +76,7 @@ def _for(model: nn.Module, raw: Any, index: int) -> Batch:
     if place is None:
         raise DataError(f"{type(model).__name__} has no parameter; pass a model with weights")
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
-    batch = read_batch(raw, index, labels_apart=True)
+    batch = read_batch(raw, index, labels_apart=True, model=model)
     if index == 0 and isinstance(raw, (list, tuple)):
         _check_arguments(model, batch)
     return Batch(

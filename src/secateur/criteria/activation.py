@@ -75,7 +75,7 @@ class Activation(Criterion):
             counted = _Statistics(model, layers, self)
             first: Any = None
             for index, raw in enumerate(batches("activation", context)):
-                batch = read_batch(raw, index, labels_apart=True)
+                batch = read_batch(raw, index, labels_apart=True, model=model)
                 call = move((batch.args, batch.kwargs), reference.device, reference.dtype)
                 with explained(f"activation: {type(model).__name__} failed on batch {index}", *call):
                     if first is None:

@@ -13,11 +13,13 @@ torch.Size([4, 2])
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
+from torch import nn
 
 from secateur.core.nested import map_tensors, tensors_in
 from secateur.errors import DataError
@@ -78,7 +80,9 @@ def call_arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (example,), {}
 
 
-def read_batch(batch: object, index: int, *, labels_apart: bool) -> Batch:
+def read_batch(
+    batch: object, index: int, *, labels_apart: bool, model: nn.Module | None = None
+) -> Batch:
     """A batch in any of the accepted forms.
 
     The last of a tuple or list of two or more is the targets, all before it the model's arguments. Inputs without
@@ -88,6 +92,7 @@ def read_batch(batch: object, index: int, *, labels_apart: bool) -> Batch:
         batch: An item of the data.
         index: Its position in the data, for error messages.
         labels_apart: Whether the labels in a dict go to the loss only, not to the model.
+        model: The model, where it is at hand: what its forward cannot do without is an input, whatever its name.
 
     Returns:
         The batch, separated into arguments, keywords and targets.
@@ -99,7 +104,8 @@ def read_batch(batch: object, index: int, *, labels_apart: bool) -> Batch:
     if isinstance(batch, Mapping):
         kwargs = dict(batch)
         if labels_apart:
-            key = next((key for key in _LABELS if key in kwargs), None)
+            needed = _needed(model)
+            key = next((key for key in _LABELS if key in kwargs and key not in needed), None)
             targets = kwargs.pop(key) if key is not None else None
         call: tuple[tuple[Any, ...], dict[str, Any]] = ((), kwargs)
     elif isinstance(batch, (tuple, list)) and len(batch) >= 2:
@@ -119,13 +125,30 @@ def read_batch(batch: object, index: int, *, labels_apart: bool) -> Batch:
     return Batch(*call, targets=targets, size=int(first.shape[0]))
 
 
+def _needed(model: nn.Module | None) -> set[str]:
+    """The arguments of a model's forward that have no default; none where they cannot be told."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values() if model is not None else ()
+    except (TypeError, ValueError):
+        return set()
+    return {
+        parameter.name
+        for parameter in parameters
+        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    }
+
+
 def _arguments(inputs: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The call that a batch's inputs stand for; a collator turns tuples into lists, so a list is arguments too."""
     return call_arguments(tuple(inputs) if isinstance(inputs, list) else inputs)
 
 
 def first_example(
-    data: Iterable[object] | None, *, labels_apart: bool = True, single: bool = False
+    data: Iterable[object] | None,
+    *,
+    labels_apart: bool = True,
+    single: bool = False,
+    model: nn.Module | None = None,
 ) -> Example | None:
     """The inputs of the first batch of data, without using anything up.
 
@@ -133,6 +156,7 @@ def first_example(
         data: The batches. An iterator can be read only once, so it is left alone.
         labels_apart: Whether the labels in a dict are left out.
         single: Whether to take the first example of the batch only, where every tensor counts the examples first.
+        model: As in `read_batch`.
 
     Returns:
         The inputs, or None where there is no data, or only an iterator, or no batch.
@@ -146,7 +170,7 @@ def first_example(
         raw = next(iter(data), None)
     if raw is None:
         return None
-    batch = read_batch(raw, 0, labels_apart=labels_apart)
+    batch = read_batch(raw, 0, labels_apart=labels_apart, model=model)
     example = batch.example
     tensors = [tensor for tensor in tensors_in(example) if tensor.dim() > 0]
     if single and all(tensor.shape[0] == batch.size for tensor in tensors):

@@ -192,7 +192,10 @@ class GradientPass:
             raw: The batch, as the data has it.
             index: Its position in the data, for error messages.
         """
-        return self._loss(read_batch(raw, index, labels_apart=self.context.loss is not None), index)
+        return self._loss(self._read(raw, index), index)
+
+    def _read(self, raw: object, index: int) -> Batch:
+        return read_batch(raw, index, labels_apart=self.context.loss is not None, model=self.model)
 
     def hessian_times(self, vector: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The Hessian of the loss, over all targets at once, times a vector; the mean over all examples.
@@ -229,7 +232,7 @@ class GradientPass:
         totals: list[torch.Tensor | None] = [None] * len(weights)
         examples, losses = 0, []
         for index, raw in enumerate(batches(self.who, self.context)):
-            batch = read_batch(raw, index, labels_apart=self.context.loss is not None)
+            batch = self._read(raw, index)
             loss = self._loss(batch, index)
             losses.append(loss.detach())
             found = of(loss, weights) if loss.requires_grad else [None] * len(weights)

@@ -150,7 +150,7 @@ def structure_of(
         return known
     example = context.example
     if example is None:
-        example = first_example(context.data)
+        example = first_example(context.data, model=model)
     if example is None:
         raise DataError(
             "granularity channel follows the channels through the model: pass example= (one input)"

@@ -70,7 +70,7 @@ def blocks_of(model: nn.Module, context: Context) -> RemovableBlocks:
     Raises:
         DataError: There is no example.
     """
-    example = context.example if context.example is not None else first_example(context.data)
+    example = context.example if context.example is not None else first_example(context.data, model=model)
     if example is None:
         raise DataError("granularity layer follows the forward through the blocks: pass example= (one input)")
     return find_blocks(model, example)

@@ -148,7 +148,7 @@ class CostModel:
     def _example(self) -> Example:
         example = self.context.example
         if example is None:
-            example = first_example(self.context.data)
+            example = first_example(self.context.data, model=self.model)
         if example is None:
             raise DataError(
                 "a budget on multiply-accumulates or time runs the model: pass example= (one input, as the model is "
@@ -186,7 +186,7 @@ class CostModel:
             apart = self.context.loss is not None
             with kept_random_state():
                 first = list(itertools.islice(data, _BATCHES))
-            batches = [read_batch(batch, i, labels_apart=apart) for i, batch in enumerate(first)]
+            batches = [read_batch(batch, i, labels_apart=apart, model=self.model) for i, batch in enumerate(first)]
         if not batches:
             raise DataError(
                 "data holds no batch: pass one or more batches of inputs, as the model is called with"

@@ -143,7 +143,7 @@ def prune(
     assert found is not None
     _check_removes(found, final, grain, model)
     if not asked.allow_collapse:
-        raise_if_disconnected(model, found, example if example is not None else _first_input(data, loss))
+        raise_if_disconnected(model, found, example if example is not None else _first_input(model, data, loss))
     return found
 
 
@@ -259,9 +259,9 @@ def _check_inputs(rule: Criterion, named: CriterionLike, context: Context) -> No
         )
 
 
-def _first_input(data: Iterable[object] | None, loss: Loss | None) -> Example:
+def _first_input(model: nn.Module, data: Iterable[object] | None, loss: Loss | None) -> Example:
     """One example of the data, or None if reading one would use the data up."""
     try:
-        return first_example(data, labels_apart=loss is not None, single=True)
+        return first_example(data, labels_apart=loss is not None, single=True, model=model)
     except DataError:
         return None

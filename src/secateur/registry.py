@@ -98,8 +98,10 @@ class Registry:
         name = self.aliases.get(word, word)
         names = self.names()
         if name not in names:
-            more = "; or a number such as 0.5" if self._number is not None else ""
-            raise UnknownNameError(f"unknown {self.kind} {word!r}: {near(word, [*names, *self.aliases])}{more}")
+            hint = near(word, [*names, *self.aliases])
+            if self._number is not None and hint.startswith("known"):
+                hint += "; or a number such as 0.5"
+            raise UnknownNameError(f"unknown {self.kind} {word!r}: {hint}")
         return name
 
     def get(self, word: str) -> Any:

@@ -503,3 +503,8 @@ def test_a_tensor_that_never_held_a_weight_has_not_collapsed() -> None:
 def test_a_criterion_that_is_none_is_an_error(criterion: object, told: str) -> None:
     with pytest.raises(sc.errors.OptionError, match=told):
         sc.prune(torch.nn.Linear(2, 2), criterion, budget=0.5)
+
+
+def test_an_unknown_budget_says_that_a_number_is_one_too():
+    with pytest.raises(UnknownNameError, match=r"unknown budget 'zz': known: .*; or a number such as 0.5"):
+        sc.prune(nn.Sequential(nn.Linear(4, 4)), budget="zz")

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,11 +48,20 @@ class CompressFlags:
     ] = None
     evaluate: Evaluate = None
     lost: Annotated[
-        float,
+        float | None,
         typer.Option(
-            "--lost", help="What may be lost, in the unit of what judges: 0.01 is a point of accuracy."
+            "--lost",
+            help="What may be lost, in the unit of what judges: 0.01, a point of accuracy, without --keep.",
         ),
-    ] = 0.01
+    ] = None
+    keep: Annotated[
+        float | None,
+        typer.Option(
+            "--keep",
+            help="The best model of a given size: the share of multiply-accumulates (fast) or bytes (small) that may "
+            "remain.",
+        ),
+    ] = None
     goal: Annotated[Goal, typer.Option("--goal", help="fast: fewer channels; small: a small file.")] = (
         Goal.fast
     )
@@ -157,6 +167,7 @@ def compress(
         data=list(calibration.inputs(net, model.folder())) if calibration.wanted else None,
         options=CompressOptions(
             attempts=flags.tries,
+            keep=flags.keep,
             allocation=flags.allocation,
             criterion=None if flags.criterion is None else own_criterion(flags.criterion),
             skip=flags.skip,
@@ -192,7 +203,7 @@ def _plain(found: Compressed) -> dict[str, object]:
     return {
         "goal": found.goal,
         "dense": found.dense,
-        "limit": found.limit,
+        "limit": found.limit if math.isfinite(found.limit) else None,
         "attempts": attempts,
         "measurements": [row.to_dict() for row in [*rows, *found.speed, *found.test]],
     }

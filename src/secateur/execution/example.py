@@ -80,9 +80,7 @@ def call_arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (example,), {}
 
 
-def read_batch(
-    batch: object, index: int, *, labels_apart: bool, model: nn.Module | None = None
-) -> Batch:
+def read_batch(batch: object, index: int, *, labels_apart: bool, model: nn.Module | None = None) -> Batch:
     """A batch in any of the accepted forms.
 
     The last of a tuple or list of two or more is the targets, all before it the model's arguments. Inputs without
@@ -92,7 +90,7 @@ def read_batch(
         batch: An item of the data.
         index: Its position in the data, for error messages.
         labels_apart: Whether the labels in a dict go to the loss only, not to the model.
-        model: The model, where it is at hand: what its forward cannot do without is an input, whatever its name.
+        model: The model, where the caller has it: what its forward cannot do without is an input, whatever its name.
 
     Returns:
         The batch, separated into arguments, keywords and targets.

@@ -186,7 +186,9 @@ class CostModel:
             apart = self.context.loss is not None
             with kept_random_state():
                 first = list(itertools.islice(data, _BATCHES))
-            batches = [read_batch(batch, i, labels_apart=apart, model=self.model) for i, batch in enumerate(first)]
+            batches = [
+                read_batch(batch, i, labels_apart=apart, model=self.model) for i, batch in enumerate(first)
+            ]
         if not batches:
             raise DataError(
                 "data holds no batch: pass one or more batches of inputs, as the model is called with"

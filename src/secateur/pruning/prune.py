@@ -143,7 +143,9 @@ def prune(
     assert found is not None
     _check_removes(found, final, grain, model)
     if not asked.allow_collapse:
-        raise_if_disconnected(model, found, example if example is not None else _first_input(model, data, loss))
+        raise_if_disconnected(
+            model, found, example if example is not None else _first_input(model, data, loss)
+        )
     return found
 
 

@@ -8,6 +8,7 @@ secateur.errors.NothingToDoError: no chart shows accuracy alone; ...
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -101,7 +102,9 @@ def attempts(found: SearchLike) -> alt.TopLevelMixin:
         for number, one in enumerate(found.attempts, 1)
         if one.accuracy is not None
     ]
-    lines = [{"accuracy": found.dense, "line": "dense"}, {"accuracy": found.limit, "line": "limit"}]
+    lines = [{"accuracy": found.dense, "line": "dense"}]
+    if math.isfinite(found.limit):
+        lines.append({"accuracy": found.limit, "line": "limit"})
     scale = alt.Scale(zero=False)
     marks = (
         alt.Chart(alt.Data(values=points))

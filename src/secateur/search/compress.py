@@ -15,11 +15,12 @@ from __future__ import annotations
 import copy
 import math
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from secateur import budget as budgets
@@ -50,9 +51,10 @@ from secateur.pruning.hold import hold
 from secateur.pruning.prune import PruneOptions, prune
 from secateur.quantize.result import Shared
 from secateur.quantize.share import ShareOptions, share
+from secateur.search.aims import FURTHER, Aim, BestAtSize, LeastCost, Proposal
 from secateur.search.auto import Allotment
 from secateur.search.compressed import GOALS, CompressAttempt, Compressed, CompressOptions, check_read_again
-from secateur.search.frame import Limit, best_of, next_share, pursue
+from secateur.search.frame import Limit, pursue
 from secateur.search.unseen import unseen
 from secateur.sensitivity.scan import Scan, ScanOptions, scan
 from secateur.structure.cut.plan import ShrinkPlan
@@ -61,12 +63,12 @@ from secateur.structure.shrink import shrink
 
 __all__ = ["compress"]
 
-_ALIKE, _FURTHER = "uniform", "further"
+_ALIKE = "uniform"
 _ALLOCATIONS = {
     "scan": ", cut by the scan",
     "between": ", half by the scan",
     _ALIKE: "",
-    _FURTHER: ", continuing from what held",
+    FURTHER: ", continuing from what held",
 }
 _FEW = 256
 """Tensors of fewer weights that belong to no layer are left as they are."""
@@ -96,14 +98,15 @@ def compress(
     evaluate: Evaluate,
     *,
     goal: str = "fast",
-    lost: float = 0.01,
+    lost: float | None = None,
     data: Iterable[object] | None = None,
     retrain: Callable[[nn.Module], object] | None = None,
     options: CompressOptions | None = None,
 ) -> Compressed:
     """Find the fastest or smallest form of a trained model that loses at most `lost` of what `evaluate` gives.
 
-    The model is not changed: every attempt works on a copy. `sc.auto` does the same for a recipe.
+    With `CompressOptions(keep=0.5)` the size is given instead, and the best model of that size is found. The model is
+    not changed: every attempt works on a copy. `sc.auto` does the same for a recipe.
 
     Args:
         model: The trained model.
@@ -112,11 +115,13 @@ def compress(
             `score`); or an iterable of batches (inputs, targets) for top-1.
         goal: "fast" removes channels, for the fewest multiply-accumulates. "small" removes single weights and shares
             the rest, for the fewest bytes of the file.
-        lost: How much the number may fall, in its own unit: 0.01 is one point of an accuracy between 0 and 1.
+        lost: How much the number may fall, in its own unit: 0.01 is one point of an accuracy between 0 and 1. None is
+            0.01, or anything where `CompressOptions.keep` gives the size.
         data: A few hundred inputs or more, without labels, in batches: every attempt first refits the remaining weights
             on them (`sc.compensate`). None leaves that out.
         retrain: A function that trains the model that it is given, in place, and returns nothing; called only where an
-            attempt does not hold without. For "small" removed weights are held at zero meanwhile.
+            attempt does not hold without, and with `keep` for every attempt that is small enough. For "small" removed
+            weights are held at zero meanwhile.
         options: How attempts are made.
 
     Returns:
@@ -126,7 +131,7 @@ def compress(
         OptionError: An option is wrong, or `evaluate` returns several numbers and none is called `score`.
         DataError: `evaluate` or `data` can be read only once.
         NonFiniteError: `evaluate` gives NaN for the dense model.
-        BudgetNotMetError: No attempt holds.
+        BudgetNotMetError: No attempt holds, or none is small enough.
     """
     model, asked = plain_model(model), options or CompressOptions()
     _check(goal, lost, evaluate, data, retrain)
@@ -136,25 +141,43 @@ def compress(
     first = _number(accuracy(copy.deepcopy(model), evaluate))
     if asked.test is not None:  # one that cannot judge is found before the search, not after it
         _number(accuracy(copy.deepcopy(model), asked.test))
+    if lost is None:
+        lost = 0.01 if asked.keep is None else math.inf
     limit = Limit(verb="compress", accuracy=first, limit=first - lost)
-    say(f"dense: {first:.4f} by evaluate, so at least {limit.limit:.4f}")
-    attempts = _Attempts(model, example, evaluate, goal, data, retrain, asked, limit)
-    done = pursue(_proposals(attempts.allocations(), asked.attempts), attempts, say)
-    best = best_of(done, _cost, limit, _advice(data, retrain))
+    aim = _aim(limit, asked.keep, model, goal)
+    say(f"dense: {first:.4f} by evaluate" + (f", so at least {limit.limit:.4f}" if lost < math.inf else ""))
+    attempts = _Attempts(model, example, evaluate, goal, data, retrain, asked, aim)
+    done = pursue(aim.proposals(attempts.allocations(), asked.attempts, asked.bit_counts), attempts, say)
+    best = aim.best(done, attempts.best, _advice(data, retrain))
     assert attempts.state is not None
     return _measured(_Judged(model, example, evaluate, goal, asked), limit, done, best, attempts.state)
 
 
+def _aim(limit: Limit, keep: float | None, model: nn.Module, goal: str) -> Aim:
+    """The least cost within the limit, or the best at a given share of the model's cost."""
+    if keep is None:
+        return LeastCost(limit)
+    whole = sum(
+        tensor.numel() * tensor.element_size() for tensor in {id(t): t for t in _tensors(model)}.values()
+    )
+    return BestAtSize(limit, keep, int(keep * whole) if goal == "small" else None)
+
+
+def _tensors(model: nn.Module) -> list[torch.Tensor]:
+    return [value for value in model.state_dict(keep_vars=True).values() if isinstance(value, torch.Tensor)]
+
+
 def _check(
     goal: str,
-    lost: float,
+    lost: float | None,
     evaluate: Evaluate,
     data: Iterable[object] | None,
     retrain: Callable[[nn.Module], object] | None,
 ) -> None:
     if goal not in GOALS:
         raise OptionError(f"goal: expected 'fast' or 'small', got {goal!r}")
-    if isinstance(lost, bool) or not isinstance(lost, int | float) or not 0 <= lost < math.inf:
+    known = lost is None or (isinstance(lost, int | float) and not isinstance(lost, bool))
+    if not known or (lost is not None and not 0 <= lost < math.inf):
         raise OptionError(
             f"lost: expected how much the number of evaluate may fall, 0 or more, got {lost!r}; 0.01 is one "
             "point of an accuracy between 0 and 1"
@@ -184,34 +207,6 @@ def _advice(data: object, retrain: object) -> str:
     return text[0].upper() + text[1:]
 
 
-def _cost(one: CompressAttempt) -> float:
-    return one.keep if one.bytes is None else float(one.bytes)
-
-
-@dataclass(frozen=True)
-class _Proposal:
-    """The next attempt: the share that remains, and how the cut is spread."""
-
-    keep: float
-    allocation: str
-
-
-def _proposals(allocations: Sequence[str], attempts: int) -> Generator[_Proposal, CompressAttempt, None]:
-    """Halve a share that held, go half way back from one that failed; at each share try the allocations in turn."""
-    holds, fails = 1.0, 0.0
-    for _ in range(attempts):
-        keep = next_share(holds, fails)
-        for allocation in allocations:
-            if allocation == _FURTHER and holds == 1.0:
-                continue
-            one = yield _Proposal(keep, allocation)
-            if one.holds:
-                holds = keep
-                break
-        else:
-            fails = keep
-
-
 @dataclass
 class _Pruned:
     """The pruned model of an attempt, which may still be trained: with its plan and proof, or with its masks."""
@@ -233,7 +228,7 @@ class _Attempts:
     data: Iterable[object] | None
     retrain: Callable[[nn.Module], object] | None
     options: CompressOptions
-    limit: Limit
+    aim: Aim
     scanned: Scan | None = None
     best: CompressAttempt | None = None
     state: _State | None = None
@@ -244,9 +239,9 @@ class _Attempts:
             return [_ALIKE]
         wanted = self.options.allocation
         kinds = [_ALIKE, "between", "scan"] if wanted == "best" else [wanted]
-        return [*kinds, _FURTHER] if self.retrain is not None else kinds
+        return [*kinds, FURTHER] if self.retrain is not None else kinds
 
-    def __call__(self, proposal: _Proposal) -> CompressAttempt:
+    def __call__(self, proposal: Proposal) -> CompressAttempt:
         what = f"{proposal.keep:.3g} of the {GOALS[self.goal]}{_ALLOCATIONS[proposal.allocation]}"
         what += ", refitted" if self.data is not None else ""
         failed = CompressAttempt(keep=proposal.keep, accuracy=None, holds=False)
@@ -255,40 +250,50 @@ class _Attempts:
         except _CUT_TOO_DEEP as error:
             return replace(failed, why=f"{what}: failed: {error}")
         try:
-            one = self._judged(replace(failed, why=what), pruned)
-            if not one.holds and self.retrain is not None:
+            one = self._judged(replace(failed, why=what), pruned, proposal.bits)
+            if self.retrain is not None and self.aim.trains(one):
                 failed = replace(failed, trained=True, why=one.why, accuracy=one.accuracy)
                 what = f"{one.why}; retrained"
                 self._train(pruned)
-                one = self._judged(replace(failed, why=what), pruned)
+                one = self._judged(replace(failed, why=what), pruned, proposal.bits)
         except (*_CUT_TOO_DEEP, NonFiniteError) as error:  # a training may diverge
             return replace(failed, why=f"{what}: failed: {error}")
         return one
 
-    def _judged(self, begun: CompressAttempt, pruned: _Pruned) -> CompressAttempt:
-        """The attempt with its number, its weights shared by as few bits as hold; the model of the best is kept."""
-        counts: tuple[int | None, ...] = (None,) if pruned.masks is None else self.options.bit_counts
+    def _judged(self, begun: CompressAttempt, pruned: _Pruned, bits: int | None = None) -> CompressAttempt:
+        """The attempt with its number, its weights shared by as few bits as hold; the model of the best is kept.
+
+        Args:
+            begun: The attempt so far.
+            pruned: Its model.
+            bits: The only number of bits to try; None tries those of the options.
+        """
+        counts: tuple[int | None, ...] = self.options.bit_counts if bits is None else (bits,)
         one = begun
-        for bits in counts:
-            state = self._finished(pruned, bits)
-            size = None if bits is None else state.size()
+        for count in counts if pruned.masks is not None else (None,):
+            state = self._finished(pruned, count)
+            size = None if count is None else state.size()
             start = f"{one.why}{': ' if one is begun else '; '}" + (
-                "" if bits is None else f"{bits} bits, {size:,} bytes: "
+                "" if count is None else f"{count} bits, {size:,} bytes: "
             )
+            one = replace(one, why=f"{start}too large", bytes=size, bits=count)
+            if not self.aim.fits(size):
+                continue
             try:
                 number = _number(accuracy(copy.deepcopy(state.model), self.evaluate))
             except NonFiniteError as error:
-                one = replace(one, why=f"{start}failed: {error}", bytes=size, bits=bits)
+                one = replace(one, why=f"{start}failed: {error}")
                 continue
-            why = f"{start}{self.limit.verdict(number)}"
-            one = replace(
-                one, accuracy=number, holds=self.limit.holds(number), why=why, bytes=size, bits=bits
-            )
-            if one.holds:
-                if self.best is None or _cost(one) < _cost(self.best):
-                    self.best, self.state = one, state
+            why, holds = f"{start}{self.aim.verdict(number)}", self.aim.holds(number)
+            one = replace(one, accuracy=number, holds=holds, why=why)
+            if holds:
+                self._keep_best(one, state)
                 break
         return one
+
+    def _keep_best(self, one: CompressAttempt, state: _State) -> None:
+        if self.best is None or self.aim.better(one, self.best):
+            self.best, self.state = one, state
 
     def _finished(self, pruned: _Pruned, bits: int | None) -> _State:
         """The model as it is judged and written: for "small" its weights are shared."""
@@ -321,10 +326,10 @@ class _Attempts:
         ]
         return of_layers, left
 
-    def _fast(self, proposal: _Proposal) -> _Pruned:
+    def _fast(self, proposal: Proposal) -> _Pruned:
         """Channels removed, compensated for by the layers after them, and cut."""
         model, keep, earlier = self.model, proposal.keep, None
-        if proposal.allocation == _FURTHER and self.state is not None and self.best is not None:
+        if proposal.allocation == FURTHER and self.state is not None and self.best is not None:
             model, keep, earlier = self.state.model, proposal.keep / self.best.keep, self.state.plan
         masks = self._channels(model, keep, proposal.allocation)
         if self.data is not None:
@@ -362,9 +367,7 @@ class _Attempts:
 
     def _small(self, keep: float) -> _Pruned:
         """Single weights removed, and the others refitted."""
-        named = self.options.criterion or (
-            "magnitude" if self.data is None else criteria.Obs(one_by_one=False)
-        )
+        named = self.options.criterion or ("magnitude" if self.data is None else criteria.Obs())
         rule = criteria.registry.make(named)
         skip, bare = self._parts()
         parameters = None if rule.of_layers else bare or None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 
 from torch import nn
 
@@ -49,7 +50,10 @@ class CompressOptions:
     """How `compress` makes its attempts.
 
     Args:
-        attempts: How many shares to try.
+        attempts: How many shares to try; with `keep`, for "small", with each number of bits.
+        keep: The share that may remain: of the multiply-accumulates ("fast"), or of the bytes of the dense model's
+            tensors that the file may take ("small"). The model of that size with the best number is found, by each
+            allocation asked for; `lost` is then any, unless it is given. None finds the size by `lost`.
         allocation: For "fast", how a cut is spread over the layers. "uniform" cuts all layers alike; "scan" by the
             sensitivity that a scan measures first, which calls `evaluate` once for each group of channels and level;
             "between" half way between the two; "best" tries one after the other until one holds.
@@ -68,6 +72,7 @@ class CompressOptions:
     """
 
     attempts: int = 6
+    keep: float | None = None
     allocation: str = "uniform"
     criterion: CriterionLike | None = None
     skip: Pattern | Sequence[Pattern] | None = None
@@ -81,6 +86,11 @@ class CompressOptions:
     def __post_init__(self) -> None:
         if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or self.attempts < 1:
             raise OptionError(f"attempts: expected at least 1, got {self.attempts!r}")
+        if self.keep is not None and (isinstance(self.keep, bool) or not 0.0 < self.keep < 1.0):
+            raise OptionError(
+                f"keep: expected the share that remains, above 0 and below 1, got {self.keep!r}; for a thirtieth "
+                "write 1 / 30"
+            )
         if self.allocation not in ("uniform", "scan", "between", "best"):
             raise OptionError(
                 f"allocation: expected 'uniform', 'scan', 'between' or 'best', got {self.allocation!r}"
@@ -119,7 +129,7 @@ class Compressed(SearchResult[CompressAttempt]):
     """The result of `compress`; `sc.save` takes it like the result of `shrink` or `share`.
 
     Attributes:
-        goal: "fast" or "small".
+        goal: "fast" or "small". Where `keep` gave the size and `lost` nothing, `limit` is minus infinity.
         model: The best model: for "fast" narrower, for "small" with few distinct weights, most of them zero.
         before: The dense model measured: what `evaluate` gives, parameters, multiply-accumulates, bytes of its file.
         after: The same of the result.
@@ -146,7 +156,10 @@ class Compressed(SearchResult[CompressAttempt]):
         return {} if self.shared is None else dict(self.shared.codebooks)
 
     def __str__(self) -> str:
-        lines = [f"dense {self.dense:.4f} by evaluate; at least {self.limit:.4f} must hold"]
+        accepted = (
+            f"at least {self.limit:.4f} must hold" if isfinite(self.limit) else "the best of a given size"
+        )
+        lines = [f"dense {self.dense:.4f} by evaluate; {accepted}"]
         lines += [f"  {one.why}" for one in self.attempts]
         lines.append(
             f"kept: {self.best.keep:.3g} of the {GOALS[self.goal]} at {self.best.accuracy:.4f}"

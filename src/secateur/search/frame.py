@@ -14,6 +14,7 @@ search continues.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -101,7 +102,8 @@ class SearchResult(Generic[AttemptT]):
             (one.why, "" if one.accuracy is None else f"{one.accuracy:.4f}", one.holds)
             for one in self.attempts
         )
-        return html_table(("attempt", "accuracy", "holds"), rows, [f"at least {self.limit:.4f} must hold"])
+        notes = [f"at least {self.limit:.4f} must hold"] if math.isfinite(self.limit) else []
+        return html_table(("attempt", "accuracy", "holds"), rows, notes)
 
     def plot(self) -> alt.TopLevelMixin:
         """The accuracy of every attempt, beside the limit; a notebook shows what is returned."""

@@ -13,7 +13,7 @@ What a chart draws, and under which name a number must be measured for it, is li
 A chart is a file in `charts/`; nothing else has to be edited to add one.
 
 In reading order: `reading` (Measurements sorted for charts), `variants` (their means over seeds), `repeats` (runs that
-differ by the seed alone), `forms` (what every chart draws), `figure` and `theme`,
+differ by the seed alone), `forms` (what every chart draws), `figure`, `legends` (colours, legends, axes) and `theme`,
 `drawing` (a network), `tables`, `trials`, `published` and `printout` (tables and texts), `summary` (the first screen),
 `run` and `page` (the report), `files`, `notebook` and `sinks/` (where it goes).
 """

@@ -16,16 +16,8 @@ import altair as alt
 
 from secateur.core.measurement import Measurements
 from secateur.report.figure import Figure, FigureTable
-from secateur.report.reading import (
-    LOWER,
-    VariantRow,
-    dashes,
-    fitting_legend,
-    legend_selection,
-    quality_of,
-    rows_of,
-    series_of,
-)
+from secateur.report.legends import dashes, fitting_legend, legend_selection
+from secateur.report.reading import LOWER, VariantRow, quality_of, rows_of, series_of
 
 __all__ = ["accuracy_sparsity"]
 

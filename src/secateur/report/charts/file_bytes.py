@@ -14,7 +14,7 @@ import altair as alt
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.report.figure import Figure, FigureTable
-from secateur.report.reading import legend_selection
+from secateur.report.legends import legend_selection
 
 __all__ = ["file_bytes"]
 

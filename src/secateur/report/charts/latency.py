@@ -16,7 +16,8 @@ import altair as alt
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.report.figure import Figure, FigureTable
-from secateur.report.reading import apart, colour, variants_of
+from secateur.report.legends import colour
+from secateur.report.reading import apart, variants_of
 
 __all__ = ["latency"]
 

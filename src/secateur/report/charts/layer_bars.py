@@ -16,7 +16,8 @@ import altair as alt
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.report.figure import Figure, FigureTable
-from secateur.report.reading import VariantRow, colour, legend_selection, rows_of, series_of, variants_of
+from secateur.report.legends import colour, legend_selection
+from secateur.report.reading import VariantRow, rows_of, series_of, variants_of
 
 __all__ = ["layer_bars"]
 

@@ -17,17 +17,8 @@ import altair as alt
 from secateur.core.measurement import Measurement, Measurements
 from secateur.core.pareto import pareto_front
 from secateur.report.figure import Figure, FigureTable
-from secateur.report.reading import (
-    LOWER,
-    VariantRow,
-    as_text,
-    colour,
-    finite,
-    legend_selection,
-    quality_of,
-    rows_of,
-    variants_of,
-)
+from secateur.report.legends import colour, legend_selection
+from secateur.report.reading import LOWER, VariantRow, as_text, finite, quality_of, rows_of, variants_of
 from secateur.report.variants import over_seeds, seeds_of, settled
 
 __all__ = ["front", "pareto"]

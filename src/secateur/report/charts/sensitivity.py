@@ -16,7 +16,8 @@ import altair as alt
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.report.figure import Figure, FigureTable
-from secateur.report.reading import as_text, finite, legend_selection
+from secateur.report.legends import legend_selection
+from secateur.report.reading import as_text, finite
 
 __all__ = ["sensitivity"]
 

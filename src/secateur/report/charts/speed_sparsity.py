@@ -17,7 +17,8 @@ import altair as alt
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.report.figure import Figure, FigureTable
-from secateur.report.reading import VariantRow, dashes, fitting_legend, legend_selection, rows_of, series_of
+from secateur.report.legends import dashes, fitting_legend, legend_selection
+from secateur.report.reading import VariantRow, rows_of, series_of
 
 __all__ = ["speed_sparsity"]
 

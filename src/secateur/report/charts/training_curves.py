@@ -13,7 +13,8 @@ import altair as alt
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.report.figure import Figure, FigureTable
-from secateur.report.reading import finite, fitting_legend, legend_selection, whole_ticks
+from secateur.report.legends import fitting_legend, legend_selection, whole_ticks
+from secateur.report.reading import finite
 
 __all__ = ["training_curves"]
 

@@ -14,7 +14,8 @@ import altair as alt
 
 from secateur.core.measurement import Measurement, Measurements
 from secateur.report.figure import Figure, FigureTable
-from secateur.report.reading import dashes, finite, fitting_legend, legend_selection, whole_ticks
+from secateur.report.legends import dashes, fitting_legend, legend_selection, whole_ticks
+from secateur.report.reading import finite
 
 __all__ = ["usage"]
 

@@ -16,8 +16,10 @@ layers of the encoder, shared all tensors, layers with the bits named in the mea
 SparseGPT and Wanda, which take the 200 sentences as they are; `--only choose-minilm` compares settings on sentences
 that are neither calibrated nor tested on.
 EfficientNet-Lite0: CIFAR-10's images enlarged to 160 pixels, 300 training images to calibrate, 500 test images; the
-share of images whose top-1 is the dense model's. `--only memory` prints the most memory that is not a file's while 250
-and while 1,000 images wait, on Linux.
+share of images whose top-1 is the dense model's. `--only lite0-borders` says how near these images are to the border
+of two classes: the agreement with itself under noise in the logits, and with rounded weights. `--only memory` prints
+the most memory that is not a file's while 250 and while 1,000 images wait, on Linux. `--keep FOLDER` keeps what the
+stages of MiniLM's pruned rows gave, so that a row can be measured in several turns.
 `prototype` is plain least squares, layer by layer on magnitude masks, measured before this was written. Seconds are
 those of the processor, over all threads, from the dense model to the finished one.
 """
@@ -25,6 +27,7 @@ those of the processor, over all threads, from the dense model to the finished o
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import os
 import resource
@@ -43,7 +46,9 @@ from torch import nn
 
 import secateur as sc
 from secateur import data as datasets
+from secateur.compensation.batches import read_all
 from secateur.compensation.least_squares import conjugate_gradients
+from secateur.compensation.tuning import tune as tuned
 from secateur.lab.calibration import CalibrationImages
 from secateur.structure.shrunk_files import reestimate_batch_norm
 
@@ -219,14 +224,41 @@ class Innermost:
             yield batch.contiguous(memory_format=torch.channels_last)
 
 
-VERSIONS = 6
-"""How often the sentences of MiniLM are recombined for least squares."""
+VERSIONS, PASSES = 6, 40
+"""How often the sentences of MiniLM are recombined for least squares, and the passes of gradient steps after it."""
+
+
+class Stages:
+    """What the stages of a row gave, in the folder of `--keep`, or nowhere: a run that was stopped goes on from there.
+
+    `earlier` is the processor time of the stages that were read.
+    """
+
+    def __init__(self, folder: str | None):
+        self._folder = Path(folder) if folder else None
+        self.earlier = 0.0
+
+    def result(self, name: str, make: Callable[[], Any]) -> Any:
+        """What a stage gives, made or read."""
+        path = None if self._folder is None else self._folder / f"{name}.pt"
+        if path is not None and path.exists():
+            value, seconds = torch.load(path, weights_only=False)
+            self.earlier += seconds
+            return value
+        start = time.process_time()
+        value = make()
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save((value, time.process_time() - start), path.with_suffix(".part"))
+            path.with_suffix(".part").replace(path)
+        return value
 
 
 class MiniLM:
     """Sentence embeddings: mean of the last hidden states over the tokens, normalised."""
 
-    def __init__(self, folder: str, choosing: bool = False):
+    def __init__(self, folder: str, choosing: bool = False, stages: Stages | None = None):
+        self.stages = stages or Stages(None)
         declare_torchvision()
         from transformers import AutoModel, PreTrainedTokenizerFast
 
@@ -265,9 +297,9 @@ class MiniLM:
         return torch.cat(found)
 
     def cosine(self, what: str, prototype: str, goal: float, make: Callable[[], nn.Module]) -> Line:
-        start = time.process_time()
+        start, self.stages.earlier = time.process_time(), 0.0
         model = make()
-        seconds = time.process_time() - start
+        seconds = time.process_time() - start + self.stages.earlier
         cosine = float((self.embeddings(model) * self.wanted).sum(1).mean())
         return shown(Line(f"MiniLM, {what}: mean cosine", cosine, prototype, goal, seconds, higher=True))
 
@@ -279,7 +311,7 @@ class MiniLM:
         for versions in (0, 3, VERSIONS):
 
             def make(versions: int = versions) -> nn.Module:
-                return self._solved_anew(0.5, versions)
+                return self._solved_anew(0.5, versions)[0]
 
             yield self.task(f"50 %, {versions} versions, held-out sentences", "", -math.inf, make)
 
@@ -295,31 +327,46 @@ class MiniLM:
     def sparse(self, what: str, budget: object) -> nn.Module:
         """Masks by Wanda, weights solved anew; once for the goal and for the comparison with peers."""
         if what not in self._solved:
-            self._solved[what] = self._made_sparse(budget)
+            self._solved[what] = self._made_sparse(what, budget)
         return self._solved[what]
 
-    def _made_sparse(self, budget: object) -> nn.Module:
+    def _made_sparse(self, what: str, budget: object) -> nn.Module:
         """Layers lose weights by the error that half of each caused in a first, short round; then gradient steps."""
         if isinstance(budget, float):
-            if self._equal is None:
-                masks = self._masks(0.5)
-                alone = sc.LeastSquares(sums=False)
-                self._equal = sc.compensate(self.dense, masks, self.calibration, skip="pooler", solver=alone)
-            share = sc.error_shares(self.dense, self._equal, self.probes(), budget, compare=embedding)
+            share = self.stages.result(f"{what}, shares", partial(self._shares, budget))
             budget = sc.budget.PerLayer(share)
-        tune = sc.Tuning(passes=24, lr=0.001, blocks=0.5, precision="bf16", compare=mostly_embedding)
-        return self._solved_anew(budget, VERSIONS, tune)
+        solved = self.stages.result(f"{what}, least squares", lambda: self._solved_anew(budget, VERSIONS))
+        return self.stages.result(f"{what}, tuned", lambda: self._tuned(*solved))
+
+    def _shares(self, budget: float) -> dict[str, float]:
+        """What each layer loses, by a first round in which every layer loses half and answers for itself."""
+        if self._equal is None:
+            alone = sc.LeastSquares(sums=False)
+            masks = self._masks(0.5)
+            self._equal = sc.compensate(self.dense, masks, self.calibration, skip="pooler", solver=alone)
+        return sc.error_shares(self.dense, self._equal, self.probes(), budget, compare=embedding)
+
+    def _tuned(self, model: nn.Module, masks: sc.Masks) -> nn.Module:
+        """Gradient steps on the encoder: what `tune=` of `sc.compensate` does after least squares."""
+        options = sc.Tuning(passes=PASSES, lr=0.001, blocks=0.5, precision="bf16", compare=mostly_embedding)
+        texts = self.texts()
+        batches = read_all("tune", texts, self.dense)
+        student = copy.deepcopy(model).eval()
+        for name, parameter in student.named_parameters():
+            parameter.requires_grad_(name.startswith("encoder"))
+        print(tuned(self.dense, student, texts, batches, masks, options), flush=True)
+        return student
 
     def _masks(self, budget: object) -> sc.Masks:
         layers = sc.PruneOptions(only=["encoder"])
         return sc.prune(self.dense, "wanda", budget=budget, data=self.calibration, options=layers)
 
-    def _solved_anew(self, budget: object, versions: int, tune: sc.Tuning | None = None) -> nn.Module:
+    def _solved_anew(self, budget: object, versions: int) -> tuple[nn.Module, sc.Masks]:
+        """The model by least squares alone, and which weights are left."""
         solver, masks = sc.LeastSquares(damping=0.01, reselect=True), self._masks(budget)
         skip = ["pooler", "embeddings"]
-        return sc.compensate(
-            self.dense, masks, self.texts(versions), solver=solver, skip=skip, tune=tune
-        ).model
+        found = sc.compensate(self.dense, masks, self.texts(versions), solver=solver, skip=skip)
+        return found.model, found.masks
 
     def probes(self) -> list[dict[str, torch.Tensor]]:
         """Some recombined sentences, on which layers are compared."""
@@ -462,6 +509,48 @@ class Lite0:
         yield Task("EfficientNet-Lite0, 50 %", lambda: [self.agreement("50 %", 0.95, sparse)])
         yield Task("EfficientNet-Lite0, 4 bits", lambda: [self.agreement("4 bits", 0.95, shared)])
 
+    def borders(self) -> Iterator[Task]:
+        """How near the images are to the border of two classes: what noise in the logits, and rounding, change."""
+        for share in (0.001, 0.004, 0.01, 0.03, 0.1):
+            yield Task(f"EfficientNet-Lite0, noise {share:g}", partial(self._noisy, share))
+        for what, rounded in (("weights in bf16", in_bf16), ("8 bits a channel, rounded", in_eight_bits)):
+            make = partial(self._rounded, rounded)
+            yield Task(
+                f"EfficientNet-Lite0, {what}",
+                lambda what=what, make=make: [self.agreement(what, -math.inf, make)],
+            )
+
+    @torch.no_grad()
+    def _noisy(self, share: float) -> list[Line]:
+        """The agreement of the logits with themselves and noise of a share of their variance, over ten draws."""
+        logits = torch.cat([self.dense(batch) for batch in self.others])
+        size = (share * logits.var()).sqrt()
+        generator = torch.Generator().manual_seed(0)
+        noisy = [logits + size * torch.randn(logits.shape, generator=generator) for _ in range(10)]
+        same = torch.stack([(one.argmax(1) == self.wanted).float().mean() for one in noisy])
+        what = f"EfficientNet-Lite0, noise of {share:g} of the logits' variance: agreement"
+        return [shown(Line(what, float(same.mean()), "", -math.inf, 0, higher=True))]
+
+    @torch.no_grad()
+    def _rounded(self, rounded: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
+        """The model with the weights of its layers rounded, and nothing made up for."""
+        model = copy.deepcopy(self.dense)
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.copy_(rounded(parameter))
+        return model
+
+
+def in_bf16(weight: torch.Tensor) -> torch.Tensor:
+    """The nearest numbers that bf16 has."""
+    return weight.bfloat16().float()
+
+
+def in_eight_bits(weight: torch.Tensor) -> torch.Tensor:
+    """The nearest of 255 equal steps for each output channel."""
+    size = weight.flatten(1).abs().amax(1).clamp_min(1e-12).reshape(-1, *[1] * (weight.dim() - 1)) / 127
+    return (weight / size).round() * size
+
 
 def waiting_memory() -> list[Line]:
     """The most memory that is no file's while batches of EfficientNet-Lite0, with any weights, wait at its layers."""
@@ -586,8 +675,12 @@ def main() -> int:
     parser.add_argument("--lite0")
     parser.add_argument(
         "--only",
-        help="parts, by comma: choose, pruning, sharing, both, channels, choose-minilm, minilm, peers, lite0, memory, "
-        "large",
+        help="parts, by comma: choose, pruning, sharing, both, channels, choose-minilm, minilm, peers, lite0, "
+        "lite0-borders, memory, large",
+    )
+    parser.add_argument(
+        "--keep",
+        help="a folder for what the stages of MiniLM's pruned rows give; a run that was stopped goes on",
     )
     parser.add_argument("--rows", default="", help="only the rows whose name holds this text")
     options = parser.parse_args()
@@ -614,15 +707,18 @@ def tasks(options: argparse.Namespace, wanted: list[str] | None) -> Iterator[Tas
         if (wanted is None and "choose" not in part) or (wanted is not None and part in wanted)
     ]
     if texts and options.minilm:
-        sentences = MiniLM(options.minilm, "choose-minilm" in texts)
+        sentences = MiniLM(options.minilm, "choose-minilm" in texts, Stages(options.keep))
         made = {"minilm": sentences.tasks, "peers": sentences.peers, "choose-minilm": sentences.choose}
         for part in texts:
             yield from made[part]()
     elif texts:
         print("MiniLM: no weights; name their folder with --minilm")
-    if wanted is None or "lite0" in wanted:
+    lite0 = [part for part in ("lite0", "lite0-borders") if wanted is None or part in wanted]
+    if lite0:
         if options.lite0 and options.data:
-            yield from Lite0(options.lite0, options.data).tasks()
+            images = Lite0(options.lite0, options.data)
+            for part in lite0:
+                yield from images.tasks() if part == "lite0" else images.borders()
         else:
             print("EfficientNet-Lite0: no weights; name their file with --lite0, and --data")
     if wanted is not None and "memory" in wanted:

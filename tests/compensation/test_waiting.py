@@ -17,6 +17,7 @@ from torch.nn import functional
 
 import secateur as sc
 from secateur.compensation import waiting
+from secateur.compensation.batches import read_all
 from secateur.compensation.calls import Names
 from secateur.compensation.waiting import Made, WaitingTensors, move_to_file
 from secateur.compensation.walking import Walk
@@ -127,6 +128,14 @@ def test_an_input_of_the_user_stays_where_it_is(monkeypatch: pytest.MonkeyPatch)
     sc.compensate(model, sc.prune(model, budget=0.5), images)
     assert all(image.untyped_storage().filename is None for image in images)
     assert all(value.untyped_storage().filename is None for value in model.state_dict().values())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a file in use cannot be deleted there")
+def test_inputs_that_nobody_holds_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "_INPUTS", 2 * next(drawn(1)).nbytes)
+    read = read_all("test", drawn(5), Net())
+    assert [batch.args[0].untyped_storage().filename is None for batch in read] == [True] * 2 + [False] * 3
+    assert all(torch.equal(batch.args[0], image) for batch, image in zip(read, drawn(5), strict=True))
 
 
 def test_no_folder_is_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -429,3 +430,16 @@ def test_a_tensor_that_keeps_nothing_is_not_distorted_by_training():
     emptied = replace(shared, masks=masks)
     training = SimpleNamespace(model=layer, codebooks=lambda: shared.codebooks, rate=0.0)
     assert dict(emptied.trained(training).distortion) == {"weight": 0.0}
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda shared: pickle.loads(pickle.dumps(shared))])
+def test_a_result_is_copied_and_pickled(again):
+    shared = sc.share(net(), bits=2, masks=pruned(net()))
+    other = again(shared)
+    assert str(other) == str(shared)
+    assert list(other.codebooks) == list(shared.codebooks)
+    for name, book in shared.codebooks.items():
+        assert torch.equal(other.codebooks[name].tensor(), book.tensor())
+        assert torch.equal(other.masks[name], shared.masks[name])
+    with pytest.raises(TypeError):
+        other.codebooks["0.weight"] = None

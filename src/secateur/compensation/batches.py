@@ -32,7 +32,7 @@ def read_all(who: str, data: Iterable[Any], model: nn.Module) -> list[Batch]:
         who: the verb, for messages.
         data: batches of inputs, of (inputs, targets), or dicts of keywords; targets are ignored. A `Batch` is used as
             it is. `RecombinedTokens` begin with their first pass. Batches that are made as they are read, and that
-            nobody else keeps, are kept in temporary files beyond `waiting.WAITING_BYTES`.
+            nobody else keeps, are kept in temporary files beyond an eighth of a gibibyte.
         model: the model they are for.
 
     Raises:

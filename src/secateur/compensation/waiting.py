@@ -35,6 +35,9 @@ __all__ = ["WAITING_BYTES", "Made", "WaitingTensors", "move_to_file", "trim"]
 
 WAITING_BYTES = 1 << 30
 """Bytes of waiting tensors that stay in memory."""
+_INPUTS = 1 << 27
+"""Bytes of inputs that stay in memory where nobody else holds them: each is needed when its pass begins, not while it
+waits."""
 _SMALL = 1024
 """Bytes up to which a tensor is not worth a place in a file."""
 _WORTH = 1 << 27
@@ -116,7 +119,7 @@ class WaitingTensors:
         tensors = [tensor for tensor in tensors_in([*batch.args, batch.kwargs]) if _movable(tensor)]
         size = _bytes(tensors)
         # where a file that is in use cannot be deleted, inputs would leave theirs behind
-        if sum(self._held.values()) + size <= WAITING_BYTES or os.name != "posix":
+        if sum(self._held.values()) + size <= min(_INPUTS, WAITING_BYTES) or os.name != "posix":
             self._held[id(batch)] = size
             return batch
         args, kwargs = map_tensors(lambda tensor: tensor.detach(), (batch.args, batch.kwargs))

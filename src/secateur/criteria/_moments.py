@@ -45,10 +45,12 @@ def scored(who: str, model: nn.Module, targets: Sequence[Target], context: Conte
             scores = score(layer, call.geometry.matrix(weight).to(layer.moments.wide))
             kind = torch.float64 if weight.dtype == torch.float64 else torch.float32
             found[call.name] = call.geometry.weight(scores, weight.shape).to(kind)
-    missing = [name for name in held if name not in found]
+    missing = [target for target in targets if target.name not in found]
     if missing:
+        names = ", ".join(target.name for target in missing[:5])
+        layers = [target.layer for target in missing]
         raise DataError(
-            f"{who}: {', '.join(missing[:5])}: never called as a linear layer or a convolution on this data, so its "
-            "inputs are unknown; leave it out with skip=[...]"
+            f"{who}: {names}: never called as a linear layer or a convolution on this data, so the inputs are unknown; "
+            f"leave out with skip={layers}"
         )
     return Scores({name: found[name] for name in held})

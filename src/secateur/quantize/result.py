@@ -90,6 +90,17 @@ class Shared:
     method: Quantizer
     summed: tuple[str, ...] = ()
 
+    def __getstate__(self) -> dict[str, object]:
+        """What `copy.deepcopy`, `pickle` and `torch.save` keep: they take no read-only view of a dict."""
+        return {
+            name: dict(value) if isinstance(value, MappingProxyType) else value
+            for name, value in vars(self).items()
+        }
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        for name, value in state.items():
+            vars(self)[name] = MappingProxyType(value) if isinstance(value, dict) else value
+
     def __repr__(self) -> str:
         return (
             f"Shared({len(self.codebooks)} tensors, {self.numel:,} weights, {self.kept:,} kept, "

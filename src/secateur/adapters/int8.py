@@ -38,6 +38,7 @@ from secateur.adapters.onnx_few import fewer
 from secateur.adapters.onnx_heads import beside
 from secateur.adapters.onnx_model import OnnxModel, extra_module
 from secateur.adapters.onnx_norms import apart
+from secateur.adapters.onnx_settled import settled
 from secateur.adapters.onnx_weights import store_weights
 from secateur.adapters.programs import largest_difference, quiet
 from secateur.core.nested import tensors_in
@@ -209,13 +210,14 @@ def write_int8(
 
 
 def _prepare(path: Path, own: bool, dynamic: bool) -> None:
-    """Store the weights that the graph would compute in every call, so that the quantiser finds them; keep additions
-    and norms apart; take heads beside each other, unless an operator of the runtime's own will do that; and where
-    activations stay in INT8 between layers, write what is between them in fewer operators.
+    """Store the weights that the graph would compute in every call, so that the quantiser finds them; leave out what is
+    the same for every input; keep additions and norms apart; take heads beside each other, unless an operator of the
+    runtime's own will do that; and where activations stay in INT8 between layers, write what is between them in fewer
+    operators.
     """
     tools = extra_module("onnx")
     graph = tools.load(str(path))
-    done = store_weights(graph) + apart(graph) + (0 if own else beside(graph))
+    done = store_weights(graph) + settled(graph) + apart(graph) + (0 if own else beside(graph))
     if done + (0 if dynamic else fewer(graph)):
         tools.save(graph, str(path))
 

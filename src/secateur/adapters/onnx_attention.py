@@ -28,7 +28,7 @@ from secateur.adapters.onnx_model import extra_module
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["drop_unread", "join_attention", "moves"]
+__all__ = ["drop_unread", "join_attention", "moves", "read_by"]
 
 _DOMAIN = "com.microsoft"
 
@@ -97,7 +97,7 @@ class _Graph:
         """The operators that read each tensor."""
         found: dict[str, list[onnx.NodeProto]] = {}
         for node in self.graph.node:
-            for name in set(_read_by(node)):
+            for name in set(read_by(node)):
                 found.setdefault(name, []).append(node)
         return found
 
@@ -251,14 +251,18 @@ def _joined(graph: onnx.GraphProto, name: str, parts: list[_Projection], out: st
     return made
 
 
-def _read_by(node: onnx.NodeProto) -> Iterator[str]:
-    """The tensors that an operator reads, also within the bodies of an If or a Loop."""
+def read_by(node: onnx.NodeProto) -> Iterator[str]:
+    """The tensors that an operator reads, also within the bodies of an If or a Loop.
+
+    Args:
+        node: The operator.
+    """
     yield from node.input
     for attribute in node.attribute:
         for body in (attribute.g, *attribute.graphs):
             yield from (item.name for item in body.output)
             for inner in body.node:
-                yield from _read_by(inner)
+                yield from read_by(inner)
 
 
 def drop_unread(graph: onnx.GraphProto) -> None:
@@ -269,7 +273,7 @@ def drop_unread(graph: onnx.GraphProto) -> None:
     """
     outputs = {item.name for item in graph.output}
     while True:
-        used = outputs | {name for node in graph.node for name in _read_by(node)}
+        used = outputs | {name for node in graph.node for name in read_by(node)}
         dead = [node for node in graph.node if used.isdisjoint(node.output)]
         if not dead:
             break

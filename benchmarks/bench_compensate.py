@@ -224,7 +224,7 @@ class Innermost:
             yield batch.contiguous(memory_format=torch.channels_last)
 
 
-VERSIONS, PASSES = 6, 40
+VERSIONS, PASSES = 8, 32
 """How often the sentences of MiniLM are recombined for least squares, and the passes of gradient steps after it."""
 
 
@@ -316,7 +316,7 @@ class MiniLM:
             yield self.task(f"50 %, {versions} versions, held-out sentences", "", -math.inf, make)
 
     def texts(self, versions: int = VERSIONS) -> sc.RecombinedTokens:
-        """The 200 sentences, and six times their spans in another order, a fifth of the tokens any of the vocabulary:
+        """The 200 sentences, and eight times their spans in another order, a fifth of the tokens any of the vocabulary:
         all text there is.
         """
         words = (1000, self.dense.config.vocab_size - 1)

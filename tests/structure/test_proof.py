@@ -384,3 +384,39 @@ def test_the_proof_says_which_shapes_were_refused_and_why() -> None:
     assert "which the dense model refuses" in str(small.proof)
     assert f"refused by the dense model: {first} (RuntimeError: 16 pixels, please)" in str(small)
     assert "refuses" not in str(shrunk(Net()).proof)
+
+
+class Choosing(nn.Module):
+    """A flag decides which of two layers runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.out = (
+            nn.Linear(4, 16) if n == 4 else nn.Linear(16, n) for n in (4, 8, 8, 2)
+        )
+        self.spare = nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor, deep: object) -> torch.Tensor:
+        y = self.a(x).relu()
+        return self.out((self.b(y) if deep else self.c(y)).relu())
+
+
+@pytest.mark.parametrize("flag", [True, False, torch.tensor(True)])
+def test_both_ways_of_a_flag_are_cut_and_proved(flag: object) -> None:
+    torch.manual_seed(0)
+    model, x = Choosing().eval(), torch.randn(3, 4)
+    masks = sc.prune(model, "l2", "channel", 0.5, example=(x, flag))
+    small = sc.shrink(model, masks, (x, flag))
+    assert [small.model.get_submodule(name).in_features for name in "bc"] == [8, 8]
+    assert {case.what for case in small.proof.cases} >= {"example", "flag"}
+    masks.apply_(model)
+    for each in (True, False):
+        torch.testing.assert_close(small.model(x, each), model(x, each))
+
+
+def test_layers_that_no_input_reaches_are_named() -> None:
+    torch.manual_seed(0)
+    model, x = Choosing().eval(), (torch.randn(3, 4), 1)
+    proof = sc.shrink(model, sc.prune(model, "l2", "channel", 0.5, example=x), x).proof
+    assert proof.unreached == ("c.bias", "c.weight", "spare.bias", "spare.weight")
+    assert "; not of c, spare, which these inputs do not reach" in str(proof)

@@ -267,3 +267,37 @@ def test_sizes_that_follow_the_input_stay_expressions_where_no_other_shape_was_r
     assert [position for position, _ in item.sizes] == [1]
     for shape in ((1, 3, 24, 16), (3, 3, 16, 40)):
         assert small.model(torch.zeros(shape)).shape == model(torch.zeros(shape)).shape
+
+
+def attend(x: torch.Tensor, qkv: nn.Module, proj: nn.Module, heads: int, bias: torch.Tensor) -> torch.Tensor:
+    """Attention in which the size of a head is worked out from the width of the stream."""
+    b, n, c = x.shape
+    q, k, v = qkv(x).reshape(b, n, 3, heads, c // heads).permute(2, 0, 3, 1, 4).unbind(0)
+    y = (q @ k.transpose(-2, -1) + bias).softmax(-1) @ v
+    return proj(y.transpose(1, 2).reshape(b, n, c))
+
+
+class Biased(nn.Module):
+    """A block whose attention has a table with a column for each head, so that `num_heads` must follow the cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.norm = 4, nn.LayerNorm(32)
+        self.qkv, self.proj, self.table = nn.Linear(32, 96), nn.Linear(32, 32), nn.Linear(1, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n = x.shape[1]
+        places = torch.arange(n * n).to(x)[:, None]
+        bias = self.table(places).view(-1, self.num_heads).transpose(0, 1).unflatten(1, (n, n))
+        return x + self.norm(attend(x, self.qkv, self.proj, self.num_heads, bias))
+
+
+def test_sizes_worked_out_wrongly_are_repaired_in_every_module_of_a_class() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 32), Biased(), Biased(), Biased(), nn.Linear(32, 3)).eval()
+    x = torch.randn(2, 5, 6)
+    plan = cut(model, sc.prune(model, "l2", "channel", 0.5, example=x), x).plan
+    assert set(plan.rewrites) == {"1", "2", "3"}
+    for items in plan.rewrites.values():
+        assert all(item.site is not None for item in items)
+        assert ((3, 2), (4, 8)) in [item.sizes for item in items]

@@ -177,3 +177,36 @@ def test_each_channel_becomes_as_many_positions_as_the_patch_has() -> None:
     torch.manual_seed(0)
     model = Between(nn.Conv2d(3, 4, 1), lambda x: F.unfold(x, 2).transpose(1, 2), nn.Linear(16, 2))
     assert widths(model, torch.randn(1, 3, 5, 4)) == [(2, 3, 1, 1), (2, 8)]
+
+
+def mixed_kernels(transposed: bool) -> nn.Module:
+    """A convolution for each row of the batch, whose kernels are a mixture that no channel can leave."""
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.mix, self.out = nn.Conv2d(3, 8, 1), nn.Linear(8, 4), nn.Conv2d(8, 2, 1)
+            self.kernels = nn.Parameter(torch.randn(4, 8, 8, 3, 3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.first(x).relu()
+            b, c, h, w = y.shape
+            share = self.mix(y.mean((2, 3))).softmax(-1)
+            kernels = torch.einsum("bk,koihw->boihw", share, self.kernels).reshape(-1, c, 3, 3)
+            convolve = F.conv_transpose2d if transposed else F.conv2d
+            y = convolve(y.reshape(1, -1, h, w), kernels, padding=1, groups=b)
+            return self.out(y.view(b, -1, h, w).relu())
+
+    return Mixed()
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_channels_that_a_computed_kernel_takes_whole_stay(transposed: bool) -> None:
+    torch.manual_seed(0)
+    model, x = mixed_kernels(transposed), torch.randn(2, 3, 8, 8)
+    locks = {name for lock in sc.explain(model, x).locks for name, _ in lock.axes}
+    assert {"first.weight", "first.bias"} <= locks
+    rows = (torch.arange(8) < 4)[:, None, None, None]
+    masks = sc.Masks({"first.weight": rows.expand_as(model.first.weight)})
+    with pytest.raises(sc.errors.NothingToDoError, match="no channel of Mixed can be removed"):
+        sc.shrink(model, masks, x)

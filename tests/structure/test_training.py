@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur.errors import NothingToDoError, ProofError
+from secateur.errors import DataError, NothingToDoError, OptionError, ProofError
 from secateur.structure.cutting import cut
 from secateur.structure.groups.couplings import analyse
 from secateur.structure.proof import ProofOptions
@@ -226,9 +226,21 @@ def test_a_large_model_is_recorded_in_training_and_not_run() -> None:
     assert "train" not in {case.mode for case in proof.cases}
 
 
-def test_random_numbers_leave_shapes_and_gradients_to_compare() -> None:
+def wide_noise(y: torch.Tensor) -> torch.Tensor:
+    return y + torch.randn_like(y)
+
+
+def test_equal_random_numbers_leave_values_to_compare() -> None:
     torch.manual_seed(0)
     model = Net(plain_noise).eval()
+    proof = sc.shrink(model, sc.prune(model, "l2", "channel", 0.5, example=X), X).proof
+    error = next(case.error for case in proof.cases if case.mode == "train")
+    assert (proof.shapes_only, error < 1e-9) == (False, True)
+
+
+def test_random_numbers_leave_shapes_and_gradients_to_compare() -> None:
+    torch.manual_seed(0)
+    model = Net(wide_noise).eval()
     masks = sc.prune(model, "l2", "channel", 0.5, example=X)
     state = torch.get_rng_state()
     proof = sc.shrink(model, masks, X).proof
@@ -466,6 +478,102 @@ def test_a_model_that_needs_targets_in_training_is_proved_in_evaluation_mode() -
     proof = prove(model, done.model, done.masks, X, ProofOptions(), plan=done.plan, how=recorded)
     assert "; not in training: the dense model cannot be recorded there without values" in str(proof)
     assert said not in str(sc.shrink(model, masks, X, proof=ProofOptions(training=False)).proof)
+
+
+class Losses(Net):
+    """Gives outputs in evaluation mode and takes targets in training, for which it gives losses, as detectors do."""
+
+    def forward(self, x: torch.Tensor, targets: dict[str, torch.Tensor] | None = None) -> object:
+        got = super().forward(x)
+        if not self.training:
+            return got
+        if targets is None:
+            raise ValueError("targets, please")
+        return {"loss": (got.mean((2, 3)) - targets["wanted"]).square().mean()}
+
+
+TARGETS = (X, {"wanted": torch.ones(2, 4)})
+
+
+@pytest.mark.parametrize(
+    ("extra", "left"), [(fixed_view, 16), (swapped, 16), (plain_noise, 8), (lambda y: y, 8)]
+)
+def test_a_call_of_its_own_proves_the_training_of_a_model_that_needs_targets(
+    extra: Callable[[torch.Tensor], torch.Tensor], left: int
+) -> None:
+    torch.manual_seed(0)
+    model = Losses(extra).eval()
+    promised = sc.explain(model, X, budget=0.5, training=TARGETS).removed_parameters
+    masks = sc.prune(model, "l2", "channel", 0.5, example=X, options=sc.PruneOptions(training=TARGETS))
+    small = sc.shrink(model, masks, X, proof=ProofOptions(training=TARGETS))
+    before, after = (sum(p.numel() for p in each.parameters()) for each in (model, small.model))
+    assert (small.model.a.out_channels, before - after) == (left, promised)
+    assert (small.proof.untrained, small.proof.shapes_only) == ("", False)
+    case = next(case for case in small.proof.cases if case.mode == "train")
+    assert (case.what, case.error < 1e-9) == ("training", True)
+    masks.apply_(model)
+    losses = []
+    for each in (model.train(), small.model.train()):
+        torch.manual_seed(1)
+        losses.append(each(*TARGETS)["loss"])
+    torch.testing.assert_close(*losses)
+    losses[1].backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in small.model.parameters())
+
+
+def test_targets_are_left_out_where_they_are_not_given() -> None:
+    torch.manual_seed(0)
+    model = Losses(fixed_view).eval()
+    small = sc.shrink(model, sc.prune(model, "l2", "channel", 0.5, example=X), X)
+    assert small.model.a.out_channels == 8
+    said = (
+        "the dense model does not run there on these inputs; give targets by proof=sc.ProofOptions(training="
+    )
+    assert said in str(small.proof)
+
+
+def test_what_a_call_of_its_own_finds_wrong_stays_whole() -> None:
+    class WrongLoss(Wrong):
+        def forward(self, x: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+            if self.training and targets is None:
+                raise ValueError("targets, please")
+            got = super().forward(x)
+            return got if targets is None else (got - targets).square().mean()
+
+    torch.manual_seed(0)
+    model = WrongLoss("value").eval()
+    masks = sc.prune(model, "l2", "channel", 0.5, example=X)
+    small = sc.shrink(model, masks, X, proof=ProofOptions(training=(X, torch.tensor(0.0))))
+    assert (small.model.a.out_channels, small.model.b.out_channels) == (16, 8)
+    assert "its positions mean something else in training" in small.locked[-1].reason
+
+
+def test_a_call_that_the_model_does_not_take_in_training_is_said() -> None:
+    model = Losses(plain_noise).eval()
+    masks = sc.prune(model, "l2", "channel", 0.5, example=X)
+    wrong = (X, {"wished": torch.ones(2, 4)})
+    expected = r"^training: expected what Losses is called with in training, but .*KeyError: 'wanted'"
+    with pytest.raises(DataError, match=expected):
+        sc.explain(model, X, training=wrong)
+    with pytest.raises(DataError, match=expected):
+        sc.prune(model, "l2", "channel", 0.5, example=X, options=sc.PruneOptions(training=wrong))
+    with pytest.raises(DataError, match=expected):
+        sc.shrink(model, masks, X, proof=ProofOptions(training=wrong))
+    for make in (sc.PruneOptions, sc.ProofOptions, lambda training: sc.explain(model, X, training=training)):
+        with pytest.raises(OptionError, match=r"training: expected True .*\(images, targets\), got None"):
+            make(training=None)
+
+
+def test_what_is_never_trained_is_promised_chosen_and_cut_alike() -> None:
+    torch.manual_seed(0)
+    model = Net(swapped).eval()
+    never = sc.PruneOptions(training=False)
+    promised = [sc.explain(model, X, budget=0.5, training=each).removed_parameters for each in (True, False)]
+    masks = sc.prune(model, "l2", "channel", 0.5, example=X, options=never)
+    small = sc.shrink(model, masks, X, proof=ProofOptions(training=False))
+    before, after = (sum(p.numel() for p in each.parameters()) for each in (model, small.model))
+    assert promised[0] < promised[1] == before - after
+    assert small.model.a.out_channels == 8
 
 
 def noise_for(module: nn.Module, y: torch.Tensor) -> torch.Tensor:

@@ -68,13 +68,6 @@ def test_a_cut_detector_trains_with_its_own_losses(name: str, torchvision: Modul
     edge = DETECTORS[name]
     model = _built(torchvision, name, edge)
     example = ([torch.rand(3, edge, edge, generator=torch.Generator().manual_seed(1))],)
-    masks = sc.prune(
-        model, "l2", "channel", 0.5, example=example, options=sc.PruneOptions(allow_collapse=True)
-    )
-    small = sc.shrink(model, masks, example, proof=sc.ProofOptions(("no_grad",), other_shapes=False))
-    assert small.proof.error < 1e-9
-    before, after = (sum(p.numel() for p in m.parameters()) for m in (model, small.model))
-    assert after < 0.5 * before
     target = {"boxes": torch.tensor([[10.0, 10.0, 40.0, 40.0]]), "labels": torch.tensor([1])}
     if "mask" in name:
         target["masks"] = torch.zeros(1, edge, edge, dtype=torch.uint8)
@@ -82,10 +75,20 @@ def test_a_cut_detector_trains_with_its_own_losses(name: str, torchvision: Modul
     if "keypoint" in name:
         target["keypoints"] = torch.tensor([[[20.0, 20.0, 1.0]] * 17])
     images = [example[0][0], example[0][0].flip(2)]
+    call = (images, [target, dict(target)])
+    options = sc.PruneOptions(allow_collapse=True, training=call)
+    masks = sc.prune(model, "l2", "channel", 0.5, example=example, options=options)
+    proved = sc.ProofOptions(("no_grad",), other_shapes=False, training=call)
+    small = sc.shrink(model, masks, example, proof=proved)
+    assert small.proof.error < 1e-9
+    assert ("training", "train") in {(case.what, case.mode) for case in small.proof.cases}
+    assert (small.proof.untrained, small.proof.shapes_only) == ("", False)
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (model, small.model))
+    assert after < 0.5 * before
     trained = small.model.train()
     optimizer = torch.optim.SGD(trained.parameters(), lr=1e-3)
     start = {key: p.detach().clone() for key, p in trained.named_parameters()}
-    losses = trained(images, [target, dict(target)])
+    losses = trained(*call)
     assert len(losses) >= 2
     total = sum(losses.values())
     assert torch.isfinite(total)

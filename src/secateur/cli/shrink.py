@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypedDict
 
@@ -31,10 +31,17 @@ if TYPE_CHECKING:
     from secateur.core.measurement import Measurement, Measurements
     from secateur.criteria import CriterionLike
     from secateur.granularity import Granularity
-    from secateur.structure.proof import Proof
+    from secateur.structure.proof import Proof, ProofOptions
 
 __all__ = ["VERBS"]
 
+_Training = Annotated[
+    bool,
+    typer.Option(
+        "--training/--no-training",
+        help="Whether the small model has to run in training too; without, what only training asks for locks nothing.",
+    ),
+]
 _AcrossNorm = Annotated[bool, typer.Option("--across-norm", help="Also axes that cross a LayerNorm.")]
 
 
@@ -49,6 +56,7 @@ def explain(
     head_size: Annotated[
         bool, typer.Option("--head-size", help="Attention heads become smaller, not fewer.")
     ] = False,
+    training: _Training = True,
     *,
     output: OutputFlags,
 ) -> None:
@@ -57,7 +65,8 @@ def explain(
     from secateur.structure.shrink import explain as look
 
     net = model.build()
-    found = look(net, model.example(net), budget, across_norm=across_norm, head_size=head_size)
+    example = model.example(net)
+    found = look(net, example, budget, across_norm=across_norm, head_size=head_size, training=training)
     if svg is not None:
         atomic_write(svg, found.svg().encode())
     say(found.to_json() if output.json else found.table())
@@ -67,7 +76,7 @@ class _How(TypedDict):
     round_to: int | None
     at_least: int
     across_norm: bool
-    proof: list[str] | None
+    proof: ProofOptions
 
 
 @dataclass(frozen=True)
@@ -117,14 +126,17 @@ class CutFlags:
             help="A mode to prove: eager, no_grad, compile, export or train. Repeatable; else the usual.",
         ),
     ] = None
+    training: _Training = True
 
     def how(self) -> _How:
         """The options of `sc.shrink` that these flags give."""
+        from secateur.structure.proof import as_proof_options
+
         return {
             "round_to": self.round_to,
             "at_least": self.at_least,
             "across_norm": self.across_norm,
-            "proof": self.proof or None,
+            "proof": replace(as_proof_options(self.proof or None), training=self.training),
         }
 
     def kept(self) -> Budget | None:
@@ -167,7 +179,7 @@ class CutFlags:
         """
         from secateur.pruning.prune import PruneOptions, prune
 
-        options, rule = PruneOptions(at_least=self.at_least, seed=seed), self._rule()
+        options, rule = PruneOptions(at_least=self.at_least, seed=seed, training=self.training), self._rule()
         grains, kept, found = self.granularities(), self.kept(), None
         if kept is not None:
             kinds = [grain for grain, _ in grains]

@@ -25,6 +25,8 @@ class Context:
         data: Batches of `(inputs, targets)`; iterable more than once where a criterion makes several passes.
         loss: `loss(outputs, targets)` returns a scalar, the mean over the batch.
         example: What the model is called with: a tensor, a tuple of arguments, or a dict of keywords.
+        training: What it is called with in training: True for the example, False where it is never trained, or another
+            example.
         seed: The seed of every random choice.
         memory: What was found out about a model in this call and is asked for again, such as its structure. The value
             ends with the call, in which no model changes its structure.
@@ -33,5 +35,6 @@ class Context:
     data: Iterable[Any] | None = None
     loss: Loss | None = None
     example: object = None
+    training: object = True
     seed: int = 0
     memory: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)

@@ -22,13 +22,27 @@ import torch
 from torch import nn
 
 from secateur.core.nested import map_tensors, tensors_in
-from secateur.errors import DataError
+from secateur.errors import DataError, OptionError
 from secateur.execution.undisturbed import kept_random_state
 
-__all__ = ["Batch", "Example", "call_arguments", "first_example", "read_batch"]
+__all__ = [
+    "Batch",
+    "Example",
+    "Training",
+    "call_arguments",
+    "check_training",
+    "first_example",
+    "own_call",
+    "read_batch",
+]
 
 Example: TypeAlias = object
 """One call of a model: a tensor or any other single argument, a tuple of arguments, or a dict of keywords."""
+
+Training: TypeAlias = object
+"""What a model is called with in training: True for the example itself, False where it is never trained, or another
+example, such as the images and the targets that a detector takes its losses from.
+"""
 
 _LABELS = ("labels", "label", "targets", "target", "y")
 
@@ -59,6 +73,31 @@ class Batch:
         return (
             self.args[0] if len(self.args) == 1 and not isinstance(self.args[0], (tuple, dict)) else self.args
         )
+
+
+def check_training(training: Training) -> None:
+    """Raise an `OptionError` for None, which could mean either of two things.
+
+    Args:
+        training: What the model is called with in training.
+    """
+    if training is None:
+        raise OptionError(
+            "training: expected True (called as with the example), False (never trained), or what the model is called "
+            "with in training, such as (images, targets), got None"
+        )
+
+
+def own_call(training: Training) -> bool:
+    """Whether the model is called with something of its own in training.
+
+    Args:
+        training: What it is called with there.
+
+    >>> own_call(True), own_call(torch.zeros(2, 3))
+    (False, True)
+    """
+    return not isinstance(training, bool)
 
 
 def call_arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -155,8 +155,9 @@ def structure_of(
         raise DataError(
             "granularity channel follows the channels through the model: pass example= (one input)"
         )
-    found = analyse(model, example, across_norm=across_norm, sizes=sizes)
-    found = without_locked(found, model, example, _CHOICES[which], which)
+    training = context.training
+    found = analyse(model, example, across_norm=across_norm, training=training, sizes=sizes)
+    found = without_locked(found, model, example, _CHOICES[which], which, training)
     context.memory[key] = model, found
     return found
 

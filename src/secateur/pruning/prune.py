@@ -28,7 +28,7 @@ from secateur.core.model_kinds import plain_model
 from secateur.core.targets import Pattern, Target
 from secateur.criteria import Criterion, CriterionLike
 from secateur.errors import DataError, NothingToDoError, OptionError
-from secateur.execution.example import Example, first_example
+from secateur.execution.example import Example, Training, check_training, first_example
 from secateur.execution.verb import verb
 from secateur.granularity import Granularity, GranularityLike
 from secateur.pruning.connectivity import raise_if_disconnected
@@ -59,6 +59,11 @@ class PruneOptions:
         at_most: The largest share that a layer may lose, or a table of patterns to shares.
         allow_collapse: Whether masks that disconnect the network are accepted.
         seed: The seed of everything random.
+        training: What the model is called with in training, where the cut one has to run too, as `ProofOptions` says:
+            True for the example itself, False where it is never trained, or another example, such as (images, targets).
+
+    Raises:
+        OptionError: `training` is None.
 
     >>> PruneOptions(only=["features.*"], at_least=1).regrow
     False
@@ -73,6 +78,10 @@ class PruneOptions:
     at_most: Limits = None
     allow_collapse: bool = False
     seed: int = 0
+    training: Training = True
+
+    def __post_init__(self) -> None:
+        check_training(self.training)
 
 
 @verb
@@ -124,7 +133,7 @@ def prune(
     rules: list[Criterion] = [criteria.registry.make(each) for each in named]
     grain: Granularity = granularities.registry.make(granularity)
     final = budget_of(budget)
-    context = Context(data=data, loss=loss, example=example, seed=asked.seed)
+    context = Context(data=data, loss=loss, example=example, training=asked.training, seed=asked.seed)
     for rule, name in zip(rules, named, strict=True):
         _check_inputs(rule, name, context)
     scorers = rules if len(rules) > 1 else rules[0]

@@ -20,6 +20,7 @@ from torch import nn
 
 from secateur.core.masks import Masks
 from secateur.errors import NothingToDoError
+from secateur.execution.example import Training
 from secateur.execution.fast_copy import collector_paused, copy_module, tensors_of
 from secateur.structure.cut.attributes import set_config_field
 from secateur.structure.cut.choose import dropped, dropped_lines, extended, rounded, staying
@@ -63,8 +64,8 @@ class CutOptions:
     """How a model is cut: the options of `shrink`, and four more.
 
     `careful` runs the cut forward even where all sizes come from its tensors; `only` names the groups that may be cut.
-    Without `rewrite` no forward is rewritten: channels stay that would make that necessary. Without `training` the cut
-    model has to run in evaluation mode alone.
+    Without `rewrite` no forward is rewritten: channels stay that would make that necessary. `training` is what
+    the cut model has to run with in training: True for the example, False for nothing.
     """
 
     coupling: str = "union"
@@ -74,7 +75,7 @@ class CutOptions:
     careful: bool = False
     only: Collection[str] | None = None
     rewrite: bool = True
-    training: bool = True
+    training: Training = True
 
 
 @collector_paused()
@@ -113,7 +114,7 @@ def _cut_both(model: nn.Module, fewer: FewerLayers, example: object, options: Cu
     if done is None:
         small, left = apply_plan(fewer.model, ShrinkPlan(keep={}), fewer.masks or _every_weight(fewer.model))
         masks = fewer.dense_masks(model, fewer.masks or left)
-        macs = analyse(fewer.model, example).macs()
+        macs = analyse(fewer.model, example, training=options.training).macs()
         return Cut(
             small, fewer.plan, masks, left, (), False, unsaid=fewer.unsaid, macs=macs, bypassed=fewer.bypassed
         )
@@ -135,10 +136,10 @@ def _every_weight(model: nn.Module) -> Masks:
 
 def _cut_channels(model: nn.Module, masks: Masks, example: object, options: CutOptions) -> Cut:
     """The model without the channels that the masks drop."""
-    structure = analyse(model, example, across_norm=options.across_norm)
+    structure = analyse(model, example, across_norm=options.across_norm, training=options.training)
     lines = dropped_lines(structure, masks)
     if any(op.name in _ATTENTION for op in structure.trace.ops):
-        structure = _structure_for_heads(structure, masks, model, example, options.across_norm, lines)
+        structure = _structure_for_heads(structure, masks, model, example, options, lines)
     locks: list[Lock] = []
     alike: set[str] = set()
     uncut: set[str] = set()
@@ -197,7 +198,7 @@ def _structure_for_heads(
     masks: Masks,
     model: nn.Module,
     example: object,
-    across_norm: bool,
+    options: CutOptions,
     lines: Mapping[tuple[str, int], np.ndarray],
 ) -> Structure:
     """The structure in which heads become smaller, if the masks drop positions within heads and no whole head. Both
@@ -208,7 +209,7 @@ def _structure_for_heads(
     alive = structure.alive({index: ~bits for index, bits in fewer.items() if bits.any()})
     if not any((line & alive[structure.slots[place]]).any() for place, line in lines.items()):
         return structure
-    sized = analyse(model, example, across_norm=across_norm, sizes=True)
+    sized = analyse(model, example, across_norm=options.across_norm, training=options.training, sizes=True)
     smaller = dropped(sized, masks, model, "union", lines)
     meant = any(smaller[group.index].any() for group in sized.groups if group.within)
     heads_leave = any(fewer[group.index].any() for group in structure.groups if group.heads)

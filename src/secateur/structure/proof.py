@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 
 from secateur.core.html_table import html_table
 from secateur.errors import OptionError
+from secateur.execution.example import Training, check_training
 from secateur.structure.trace.refused import Refused
 
 __all__ = ["MODES", "Proof", "ProofCase", "ProofDomain", "ProofLike", "ProofOptions", "as_proof_options"]
@@ -42,27 +43,30 @@ class ProofOptions:
 
     Attributes:
         modes: How both models are run: any of `MODES`.
-        training: Whether the forward in training is checked too, on the example, where a module that is not torch's own
-            may do something else there. It must run, give outputs of the same shapes, and let gradients reach the same
-            parameters; where it draws no random numbers (torch's dropout layers are at 0), its values must be equal.
-            Where such numbers decide what runs (layers skipped at random), several seeds are compared together. Large
-            models are only recorded there, without values, unless `every` is set.
+        training: What the model is called with in training, which is checked too: True for the example itself, where a
+            module that is not torch's own may do something else there; False where it is never trained; or another
+            example, such as (images, targets) for a detector, whose losses are compared then. It must run, give outputs
+            of the same shapes, and let gradients reach the same parameters; its values must be equal too (torch's
+            dropout layers are at 0) unless random numbers or rounding errors decide them. Where such numbers decide
+            what runs (layers skipped at random), several seeds are compared together. Large models are only recorded
+            there, without values, unless `every` is set or a call of its own is given.
         other_shapes: Whether other batch sizes, image sizes and lengths are proved too, where the model accepts them.
         every: Whether every input is run in every mode. Otherwise large inputs are run in one mode each, so that every
             mode and every input occurs.
         tolerance: The largest difference that counts as equal, as a share of the largest output.
 
     Raises:
-        OptionError: A mode is not known, there is none, or the tolerance is not positive.
+        OptionError: A mode is not known, there is none, the tolerance is not positive, or `training` is None.
     """
 
     modes: tuple[str, ...] = ("eager", "no_grad")
     other_shapes: bool = True
     every: bool = False
     tolerance: float = 1e-9
-    training: bool = True
+    training: Training = True
 
     def __post_init__(self) -> None:
+        check_training(self.training)
         object.__setattr__(self, "modes", tuple(dict.fromkeys(self.modes)))
         unknown = [mode for mode in self.modes if mode not in MODES]
         if unknown or not self.modes:
@@ -101,7 +105,8 @@ class ProofCase:
 
     Attributes:
         what: "example" (the values given), or "fresh", "batch" or "size": fresh values of the example's shape, of
-            another batch size, or of another image size or length; "training" for the check of the forward in training.
+            another batch size, or of another image size or length; "flag" where a boolean is turned round by which the
+            model chooses what it runs; "training" for the check of the forward in training.
         shapes: The shapes of the input's tensors.
         mode: How both models were run: one of `MODES`.
         error: The largest difference over the largest output; NaN where shapes alone were compared.
@@ -185,6 +190,7 @@ class Proof:
         refused: Other shapes that were tried and that the dense model does not accept, each with the reason.
         untrained: Why nothing is proved of training, such as that the dense model does not run there on these inputs
             (it needs targets); empty where it is proved, or left out on request.
+        unreached: Parameters that none of the recorded forwards used: nothing is proved of what they compute.
     """
 
     error: float
@@ -201,6 +207,7 @@ class Proof:
     shapes_only: bool = False
     refused: tuple[Refused, ...] = ()
     untrained: str = ""
+    unreached: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
@@ -243,6 +250,10 @@ class Proof:
             tried = list(dict.fromkeys(" and ".join(map(str, each.shapes)) for each in self.refused))
             more = f" and {len(tried) - _NAMED} more" if len(tried) > _NAMED else ""
             where += f"; not on {', '.join(tried[:_NAMED])}{more}, which the dense model refuses"
+        if self.unreached:
+            layers = list(dict.fromkeys(name.rpartition(".")[0] or name for name in self.unreached))
+            more = f" and {len(layers) - _NAMED} more" if len(layers) > _NAMED else ""
+            where += f"; not of {', '.join(layers[:_NAMED])}{more}, which these inputs do not reach"
         if self.untrained:
             where += f"; not in training: {self.untrained}"
         if not self.equality:

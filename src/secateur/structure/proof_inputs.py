@@ -15,12 +15,14 @@ import torch
 from torch import nn
 
 from secateur.core.nested import map_tensors, tensors_in
-from secateur.execution.example import Example
+from secateur.execution.example import Example, own_call
 from secateur.structure.cut.branches import LargerInputs, branching_example
 from secateur.structure.proof import ProofOptions, Shapes
+from secateur.structure.trace.flags import flag_runs
 from secateur.structure.trace.in_training import reads_training, training_examples
 from secateur.structure.trace.other_shapes import other_shapes, shapes_of
 from secateur.structure.trace.refused import Refused
+from secateur.structure.trace.trace import Trace
 
 __all__ = ["ProofInput", "affordable", "proof_inputs"]
 
@@ -31,12 +33,16 @@ _EXTRA, _DEAR = 1.5, 2.0
 
 @dataclass(frozen=True)
 class ProofInput:
-    """An input and the modes it is to be run in; `spare` is another one to use where the dense model refuses it."""
+    """An input and the modes it is to be run in; `spare` is another one to use where the dense model refuses it.
+
+    `own_call` says whether it is what the user says that the model is called with in training.
+    """
 
     what: str
     example: Example
     modes: tuple[str, ...]
     spare: Example = None
+    own_call: bool = False
 
     @property
     def shapes(self) -> Shapes:
@@ -84,6 +90,7 @@ def proof_inputs(
     traced: str,
     larger: LargerInputs | None = None,
     refused: list[Refused] | None = None,
+    recorded: Trace | None = None,
 ) -> list[ProofInput]:
     """The inputs to run and the modes of each.
 
@@ -94,12 +101,15 @@ def proof_inputs(
         traced: How the model can be recorded: "meta" or "real".
         larger: Its larger inputs as far as they have been recorded; None where they have not.
         refused: A list that the shapes are added to which the model does not accept; or None.
+        recorded: Its recording on the example; None where there is none.
     """
+    flagged = () if recorded is None else flag_runs(recorded, model, example)
     example = _varied(example)
-    training = list(training_input(model, example, options))
+    further = [ProofInput("flag", _varied(each.example), options.modes) for each in flagged]
+    further += training_input(model, example, options)
     found = [ProofInput("example", example, options.modes)]
     if not options.other_shapes:
-        return [*found, *training]
+        return [*found, *further]
     shapes = other_shapes(model, example, traced, refused)
     others = [ProofInput(each.what, _fresh(each.example), options.modes, each.example) for each in shapes]
     if not others:
@@ -109,7 +119,7 @@ def proof_inputs(
     branching = None
     if traced == "meta":
         branching = branching_example(model, example, known, options.every, larger)
-    made += training
+    made += further
     if branching is None:
         return made
     modes = options.modes if options.every else options.modes[-1:]
@@ -118,7 +128,9 @@ def proof_inputs(
 
 def training_input(model: nn.Module, example: Example, options: ProofOptions) -> Iterator[ProofInput]:
     """The input of the check in training: none where it is not asked for, or is no other than in evaluation mode."""
-    if options.training and options.every and "train" not in options.modes and reads_training(model):
+    if own_call(options.training):
+        yield ProofInput("training", options.training, ("train",), own_call=True)
+    elif options.training and options.every and "train" not in options.modes and reads_training(model):
         first, *others = training_examples(example)
         yield ProofInput("training", first, ("train",), others[0] if others else None)
 

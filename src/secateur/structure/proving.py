@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from secateur.errors import ProofError
-from secateur.execution.example import Example
+from secateur.execution.example import Example, own_call
 from secateur.structure.cut.branches import (
     Branch,
     LargerInputs,
@@ -39,7 +39,8 @@ from secateur.structure.proof import Proof, ProofCase, ProofOptions, Shapes
 from secateur.structure.proof_inputs import ProofInput, proof_inputs
 from secateur.structure.proof_runs import ModelRun, disturb_, double_copy, random_fills, run
 from secateur.structure.selections import Selections, largest_difference
-from secateur.structure.trace.in_training import reads_training, training_run
+from secateur.structure.trace.flags import flag_runs
+from secateur.structure.trace.in_training import reads_training, training_run, used_tensors
 from secateur.structure.trace.refused import Refused
 from secateur.structure.trace.trace import Trace
 
@@ -165,6 +166,11 @@ class _Prover:
             return each, mode, want
         self.failure = want.error
         if mode == "train":
+            if each.own_call:
+                raise DenseProofError(
+                    f"the masked {_name(self.model)} does not run in training on proof=sc.ProofOptions(training=...) "
+                    f"({_said(want.error)}); the model is unchanged"
+                ) from want.error
             return None
         if _unsupported(want.error) and self.dtype == torch.float64:
             raise _WideTypeError from want.error
@@ -195,7 +201,11 @@ class _Prover:
                 each, f"gets no gradient at {', '.join(map(repr, lost[:3]))} {where}, the dense one does"
             )
         if want.shapes_only and shapes[0] == shapes[1]:
-            return 0.0, 1.0
+            absolute, scale = _difference(want.outputs, got.outputs)
+            if not scale or _over(absolute, scale) > self.tolerance or want.outputs is got.outputs:
+                return 0.0, 1.0
+            want.shapes_only = False  # both drew the same numbers
+            return absolute, scale
         if mode == "train" and shapes[0] != shapes[1] and self._gives_more(each, shapes[0], shapes[1]):
             want.shapes_only = True
             return 0.0, 1.0
@@ -323,7 +333,8 @@ class _Prover:
         """What is checked by recordings on meta tensors: much larger inputs, and the training of a large model."""
         if options.other_shapes and how.traced == "meta":
             self.check_larger(example, larger)
-        if options.training and not options.every and how.recording is not None:
+        recorded = not own_call(options.training) and options.training and not options.every
+        if recorded and how.recording is not None:
             branch = training_branch(how.recording, self.model, example)
             if branch is not None:
                 self.check_training(branch)
@@ -368,7 +379,10 @@ class _Prover:
         ) from error
 
 
-_NOT_RUN = "the dense model does not run there on these inputs"
+_NOT_RUN = (
+    "the dense model does not run there on these inputs; give targets by proof=sc.ProofOptions(training=(inputs, "
+    "targets))"
+)
 _NOT_RECORDED = (
     "the dense model cannot be recorded there without values; sc.ProofOptions(every=True) tries to run it"
 )
@@ -456,7 +470,7 @@ def prove(
     how = how or DenseRun()
     larger = larger_inputs(how.recording)
     refused: list[Refused] = []
-    inputs = proof_inputs(model, example, options, how.traced, larger, refused)
+    inputs = proof_inputs(model, example, options, how.traced, larger, refused, how.recording)
     prover = _Prover(
         model, small, masks, torch.float64, options.tolerance, equality, bypassed=how.bypassed, plan=plan
     )
@@ -474,8 +488,22 @@ def prove(
         if fills[0]:
             prover.fills, filled = fills, tuple(fills[0])
             found = prover.compare(inputs)
-    proof = replace(_proof_of(prover, found, filled), untrained=prover.untrained)
+    proof = _proof_of(prover, found, filled)
+    proof = replace(proof, untrained=prover.untrained, unreached=_unreached(model, example, options, how))
     return replace(proof, refused=(*refused, *prover.refused.values()))
+
+
+def _unreached(model: nn.Module, example: Example, options: ProofOptions, how: DenseRun) -> tuple[str, ...]:
+    """The parameters that no recording of the dense model used."""
+    recorded = how.recording
+    if recorded is None:
+        return ()
+    training = options.training if own_call(options.training) else True
+    second = training_run(recorded, model, example, training)
+    more = [each.trace for each in flag_runs(recorded, model, example)]
+    more += [] if second is None else [second.trace]
+    names = {name for name, ref in recorded.parameters.items() if ref.role == "parameter"}
+    return tuple(sorted(names.difference(*map(used_tensors, [recorded, *more]))))
 
 
 def _proof_of(

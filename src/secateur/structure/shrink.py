@@ -26,6 +26,7 @@ from torch import nn
 from secateur.core.masks import Masks
 from secateur.core.model_kinds import plain_model
 from secateur.errors import NothingToDoError, OptionError, ProofError
+from secateur.execution.example import Training, check_training
 from secateur.execution.sound_weights import check_sound
 from secateur.execution.verb import verb
 from secateur.structure.cut.plan import ShrinkPlan, mark_model
@@ -118,6 +119,7 @@ def explain(
     *,
     across_norm: bool = False,
     head_size: bool = False,
+    training: Training = True,
 ) -> Explanation:
     """Report what can be cut: groups and whole blocks, what is locked and why, and what a budget would remove.
 
@@ -130,6 +132,8 @@ def explain(
         budget: The share of each group to remove, 0 <= budget < 1; None leaves this part out.
         across_norm: Cut through normalisations as well, as the same option of `shrink` does.
         head_size: Attention heads become smaller instead of fewer, as granularity "head_size" cuts them.
+        training: What the model is called with in training, where it has to run too, as `ProofOptions` says: True for
+            the example itself, False where it is never trained, or another example, such as (images, targets).
 
     Returns:
         Groups, locks and totals; it prints as a table.
@@ -140,10 +144,12 @@ def explain(
     [('0', 8)]
     """
     model = plain_model(model)
-    structure = analyse(model, example, across_norm=across_norm, sizes=head_size)
+    check_training(training)
+    structure = analyse(model, example, across_norm=across_norm, training=training, sizes=head_size)
     names = default_names(structure, model)
     wanted, which = (lambda group: cut_by_default(group, names)), "by default"
-    found = explained(without_locked(structure, model, example, wanted, which), model, budget, names)
+    tried = without_locked(structure, model, example, wanted, which, training)
+    found = explained(tried, model, budget, names)
     return replace(found, layers=layer_rows(model, example))
 
 
@@ -229,7 +235,7 @@ class _ProvenCut:
             try:
                 return self.proven(self.example, self.proof, names)
             except ShapeProofError as failure:
-                found = self.breaking(failure.example, names)
+                found = self.breaking(self.example if failure.training else failure.example, names)
                 if len(found) != 1 or len(self.locks) == _MOST_LEFT_OUT:
                     raise
                 name = found[0]
@@ -253,7 +259,9 @@ class _ProvenCut:
     def names(self) -> set[str]:
         """The names of all groups."""
         model = self.model if self.fewer is None else self.fewer.model
-        structure = analyse(model, self.example, across_norm=self.options.across_norm)
+        structure = analyse(
+            model, self.example, across_norm=self.options.across_norm, training=self.proof.training
+        )
         return {group.name for group in structure.groups}
 
     def proven(
@@ -303,7 +311,9 @@ class _ProvenCut:
         if len(found) != 1:
             return f" No half of the groups {', '.join(map(repr, found[:8]))} breaks it by itself"
         name = found[0]
-        structure = analyse(self.model, self.example, across_norm=self.options.across_norm)
+        structure = analyse(
+            self.model, self.example, across_norm=self.options.across_norm, training=self.proof.training
+        )
         slots = [slot for group in structure.groups if group.name == name for slot in group.slots]
         layers = dict.fromkeys(slot.name.rpartition(".")[0] or slot.name for slot in slots)
         return f" Cut alone, group {name!r} breaks it: its channels are shared by {', '.join(layers)}"

@@ -23,7 +23,7 @@ from itertools import islice
 import numpy as np
 from torch import nn
 
-from secateur.execution.example import Example
+from secateur.execution.example import Example, Training
 from secateur.structure.groups.couplings import Structure
 from secateur.structure.groups.labels import Lock
 from secateur.structure.groups.rules import Follower
@@ -262,32 +262,40 @@ def branch_of(structure: Structure, model: nn.Module, example: Example) -> Branc
     return found.branch
 
 
-def training_branch(recorded: Trace, model: nn.Module, example: Example) -> Branch | None:
+def training_branch(
+    recorded: Trace, model: nn.Module, example: Example, training: Training = True
+) -> Branch | None:
     """The forward in training, where it runs something that the forward in evaluation mode does not.
 
     Args:
         recorded: The recording in evaluation mode.
         model: The model; it is not changed.
         example: The example.
+        training: What the model is called with in training: True for the example, False for no call.
 
     Returns:
         None where dropout is all that training adds, or where the model does not run in training on this example.
     """
-    if recorded not in _TRAINED:
-        _TRAINED[recorded] = (_training_branch(recorded, model, example),)
-    return _TRAINED[recorded][0]
+    if training is False:
+        return None
+    known = _TRAINED.get(recorded)
+    if known is None or known[0] is not training:
+        known = _TRAINED[recorded] = training, _training_branch(recorded, model, example, training)
+    return known[1]
 
 
-_TRAINED: weakref.WeakKeyDictionary[Trace, tuple[Branch | None]] = weakref.WeakKeyDictionary()
+_TRAINED: weakref.WeakKeyDictionary[Trace, tuple[Training, Branch | None]] = weakref.WeakKeyDictionary()
 
 
-def _training_branch(recorded: Trace, model: nn.Module, example: Example) -> Branch | None:
-    found = training_run(recorded, model, example)
+def _training_branch(
+    recorded: Trace, model: nn.Module, example: Example, training: Training
+) -> Branch | None:
+    found = training_run(recorded, model, example, training)
     if found is None or not found.extra:
         return None
     calls: tuple[FunctionCall, ...] = ()
     for other in _others(found.example):
-        taken = trace(model, other, training=True, mode=recorded.mode, partial=True)
+        taken = trace(model, other, training=True, mode=found.trace.mode, partial=True)
         if taken.error is None:
             calls = tuple(taken.calls)
             break

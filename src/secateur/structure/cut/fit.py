@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from secateur.execution.example import Training
 from secateur.execution.fast_copy import modules_of, tensors_of
 from secateur.structure.cut.branches import (
     Branch,
@@ -154,7 +155,7 @@ def fit(
     example: object,
     alive: np.ndarray,
     careful: bool = True,
-    training: bool = True,
+    training: Training = True,
 ) -> Fitted:
     """Find attributes and rewrites with which the cut model runs as the labels say, or the labels to lock.
 
@@ -164,13 +165,13 @@ def fit(
         example: The input that the forward is recorded on.
         alive: For every label, whether it remains.
         careful: Record the cut forward even where it takes all its sizes from its tensors.
-        training: Whether the cut model has to run in training too.
+        training: What the model is called with in training, where it has to run too; False where it is never trained.
 
     Returns:
         A plan, and the labels to lock where it does not run.
     """
     fitted = _fitted(structure, model, example, alive, careful)
-    branch = None if fitted.locks or not training else training_branch(structure.trace, model, example)
+    branch = None if fitted.locks else training_branch(structure.trace, model, example, training)
     return (
         fitted if branch is None else _in_training(_Search(structure, model, example, alive), branch, fitted)
     )
@@ -215,7 +216,7 @@ def _runs_in_training(
     """Whether an operator without a rule is all that locks, and the cut model runs: then the proof decides."""
     if followed.lock is None or "has no rule" not in followed.lock.reason:
         return False
-    small, _ = traceable_copy(model, structure.trace.mode)
+    small, _ = traceable_copy(model, branch.trace.mode)
     return not refused_training(plan.apply_(small), branch)[1]
 
 

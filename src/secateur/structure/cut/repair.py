@@ -312,7 +312,7 @@ class Repairs:
         if not len(given) == len(call.sizes) == len(template.sizes) == len(theirs) == len(wanted):
             return call.sizes
         return tuple(
-            right if now == want != was else asked
+            right if now == want != was else asked if now in (want, was) else _scaled(right, now, want)
             for now, want, was, right, asked in zip(given, wanted, template.sizes, theirs, call.sizes)
         )
 
@@ -489,6 +489,20 @@ def _new_sizes(
         elif now[position] != size:
             new[position] = _fraction(size, now[position])
     return new
+
+
+def _scaled(right: int, now: int, want: int) -> int:
+    """The size that a cut forward asks for where it works it out wrongly (C // heads), as another module of it does.
+
+    Args:
+        right: The size that it must have.
+        now: The size that the other module asks for.
+        want: The size that it must have there.
+
+    >>> _scaled(16, 96, 32)
+    48
+    """
+    return right * now // want if want > 0 and now > 0 else -2
 
 
 def _fraction(new: int, old: int) -> int | tuple[int, int]:

@@ -20,6 +20,7 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 
+from secateur.execution.example import Training, own_call
 from secateur.execution.fast_copy import collector_paused
 from secateur.structure.cut.branches import training_branch
 from secateur.structure.cut.fit import fit
@@ -31,7 +32,9 @@ from secateur.structure.groups.labels import Lock
 __all__ = ["without_locked"]
 
 _ROUNDS = 20
-_KNOWN: weakref.WeakKeyDictionary[Structure, dict[str, Structure]] = weakref.WeakKeyDictionary()
+_KNOWN: weakref.WeakKeyDictionary[Structure, dict[tuple[str, object], Structure]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def without_locked(
@@ -40,6 +43,7 @@ def without_locked(
     example: object,
     wanted: Callable[[Group], bool] = lambda group: True,
     which: str = "all",
+    training: Training = True,
 ) -> Structure:
     """The structure with those groups locked that a cut could not take.
 
@@ -49,20 +53,26 @@ def without_locked(
         example: The input that its forward is recorded on.
         wanted: Which groups to cut in the trial.
         which: The name of this choice; one trial is made for each name.
+        training: What the model is called with in training, where the cut one has to run too; False for never.
 
     Returns:
         The same structure where nothing is locked, else one with more locks and fewer groups.
     """
     known = _KNOWN.setdefault(structure, {})
-    if which not in known:
+    key = which, "own call" if own_call(training) else training
+    if key not in known:
         with collector_paused():
-            found = _tried(structure, model, example, wanted)
-        known[which] = found
-    return known[which]
+            found = _tried(structure, model, example, wanted, training)
+        known[key] = found
+    return known[key]
 
 
 def _tried(
-    structure: Structure, model: nn.Module, example: object, wanted: Callable[[Group], bool]
+    structure: Structure,
+    model: nn.Module,
+    example: object,
+    wanted: Callable[[Group], bool],
+    training: Training,
 ) -> Structure:
     for _ in range(_ROUNDS):
         halves = {
@@ -72,10 +82,10 @@ def _tried(
             break
         alive = structure.alive(halves)
         heads = any(group.heads for group in structure.groups)  # their layers are rewritten by the plan
-        trains = training_branch(structure.trace, model, example) is None
+        trains = training_branch(structure.trace, model, example, training) is None
         if trains and not heads and runs_unchanged(structure, model, alive):
             break
-        fitted = fit(structure, model, example, alive, careful=False)
+        fitted = fit(structure, model, example, alive, False, training)
         if not fitted.locks:
             break
         structure = regroup(structure, [_whole(structure, lock) for lock in fitted.locks])

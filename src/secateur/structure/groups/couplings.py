@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -21,6 +21,7 @@ import numpy as np
 from torch import nn
 
 from secateur.core.nested import map_tensors, tensors_in
+from secateur.execution.example import Training, own_call
 from secateur.execution.fast_copy import collector_paused, is_atom, modules_of
 from secateur.execution.operator_costs import (
     CONVOLUTION_KERNELS,
@@ -34,6 +35,7 @@ from secateur.structure.groups.grouping import Group, Slot, collect, marked, par
 from secateur.structure.groups.labels import Labels, Lock
 from secateur.structure.groups.rules import LAYERS, Follower, follow
 from secateur.structure.groups.rules.attention import FUSED
+from secateur.structure.trace.flags import flag_runs
 from secateur.structure.trace.in_training import training_run, used_tensors
 from secateur.structure.trace.trace import Op, TensorRef, Trace, trace
 
@@ -233,20 +235,22 @@ def analyse(
     example: object,
     *,
     across_norm: bool = False,
-    training: bool = True,
+    training: Training = True,
     sizes: bool = False,
 ) -> Structure:
     """Trace a model on an example and find its groups.
 
-    The forward is recorded in evaluation mode; where that leaves parameters unused (an auxiliary head that runs only in
-    training), the training forward is followed as well. The last result for each model is kept and used again while
-    neither the model nor the shapes of the example change.
+    The forward is recorded in evaluation mode; where that leaves parameters unused (an auxiliary head that runs only
+    in training, a branch that a flag chooses), the training forward and those of other flags are followed as well.
+    The last result for each model is kept and used again while neither the model nor the shapes of the example
+    change.
 
     Args:
         model: The model; it is not changed.
         example: What it is called with.
         across_norm: Follow channels through normalisations that mix them.
-        training: Follow the training forward as well where parameters are unused.
+        training: What the model is called with in training, where its forward there is followed as well: True for the
+            example.
         sizes: Attention heads become smaller instead of fewer.
 
     Returns:
@@ -272,7 +276,7 @@ _NAMES = frozenset(vars(nn.Module()))
 _HOOKS = tuple(name for name in vars(nn.Module()) if name.endswith("_hooks"))
 
 
-def _fingerprint(model: nn.Module, example: object, across_norm: bool, training: bool) -> object:
+def _fingerprint(model: nn.Module, example: object, across_norm: bool, training: Training) -> object:
     """The fingerprint of everything that a structure depends on: classes, plain attributes, hooks and shapes of the
     model and of the example.
     """
@@ -295,23 +299,26 @@ def _fingerprint(model: nn.Module, example: object, across_norm: bool, training:
                 if tensor is not None:
                     modules += (key, id(tensor), tensor.shape, tensor.dtype)
     config = getattr(model, "config", None)
-    shapes = [(tuple(tensor.shape), tensor.dtype) for tensor in tensors_in(example)]
-    shown = repr(map_tensors(lambda tensor: None, example))
     return (
         tuple(modules),
         repr(config) if config is not None else "",
-        tuple(shapes),
-        shown,
+        _shapes(example),
         across_norm,
-        training,
+        _shapes(training) if own_call(training) else training,
     )
+
+
+def _shapes(example: object) -> tuple[object, ...]:
+    """The shapes and types of an example's tensors, and everything else that it holds."""
+    shapes = [(tuple(tensor.shape), tensor.dtype) for tensor in tensors_in(example)]
+    return tuple(shapes), repr(map_tensors(lambda tensor: None, example))
 
 
 def _analyse(
     model: nn.Module,
     example: object,
     across_norm: bool,
-    training: bool,
+    training: Training,
     sizes: bool,
     recorded: Trace | None = None,
 ) -> Structure:
@@ -323,18 +330,26 @@ def _analyse(
     idle = unused | {
         name for name, ref in recorded.parameters.items() if ref.role == "buffer" and ref.shape
     } - used_tensors(recorded)
-    more: tuple[Follower, ...] = ()
-    if idle and training:
-        second = training_run(recorded, model, example)
-        if second is not None and (used := used_tensors(second.trace)) & idle:
-            other = Follower(second.trace, labels, across_norm)
-            for name, ref in second.trace.parameters.items():
-                other.layouts[ref.id] = main.of(recorded.parameters[name])
-            other.run()
-            more = (other,)
-            unused -= used
+    more: list[Follower] = []
+    for second in _further_runs(recorded, model, example, training) if idle else ():
+        if not (used := used_tensors(second)) & idle:
+            continue
+        other = Follower(second, labels, across_norm)
+        for name, ref in second.parameters.items():
+            other.layouts[ref.id] = main.of(recorded.parameters[name])
+        other.run()
+        more.append(other)
+        unused -= used
     _lock_counted(labels, (main, *more))
-    return _group(recorded, labels, main, more, tuple(sorted(unused)))
+    return _group(recorded, labels, main, tuple(more), tuple(sorted(unused)))
+
+
+def _further_runs(recorded: Trace, model: nn.Module, example: object, training: Training) -> Iterator[Trace]:
+    """The recordings that may use parameters which the forward does not: in training, and with a flag turned round."""
+    second = training_run(recorded, model, example, training is False or training)
+    if second is not None:
+        yield second.trace
+    yield from (run.trace for run in flag_runs(recorded, model, example))
 
 
 def _lock_counted(labels: Labels, followers: Sequence[Follower]) -> None:

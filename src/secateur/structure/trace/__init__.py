@@ -10,6 +10,7 @@ In reading order:
 - `meta_shapes`: the output shapes of the most frequent operators, computed faster than torch does.
 - `other_shapes`: the other batches, image sizes and lengths that the model accepts; `refused`: one that it does not.
 - `in_training`: whether a model does something else in training, and its recording there.
+- `flags`: the booleans among the inputs that decide which parameters are used, and the recordings of the other choice.
 - `fixed_count_norms`: means and norms that divide by the dense model's count; the recorder sees them as the plain ones.
 
 >>> import torch

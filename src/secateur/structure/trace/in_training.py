@@ -31,7 +31,8 @@ from typing import Any
 
 from torch import nn
 
-from secateur.execution.example import Example
+from secateur.errors import DataError
+from secateur.execution.example import Example, Training, own_call
 from secateur.structure.trace.other_shapes import path_taken, rows_of, with_rows
 from secateur.structure.trace.trace import Op, Trace, trace
 
@@ -83,38 +84,53 @@ def reads_training(model: nn.Module) -> bool:
     return any(map(_class_reads, kinds)) or any(map(_changed, model.modules()))
 
 
-def training_examples(example: Example) -> Iterator[Example]:
+def training_examples(example: Example, training: Training = True) -> Iterator[Example]:
     """The examples with which a forward in training is tried: the example, and one of two rows for batch norm.
 
     Args:
         example: The example.
+        training: True for that; or what the model is called with in training, which is all that is tried then.
     """
+    if own_call(training):
+        yield training
+        return
     yield example
     rows = rows_of(example)
     if rows == 1:
         yield with_rows(example, rows, 2)
 
 
-_KNOWN: weakref.WeakKeyDictionary[Trace, tuple[TrainingRun | None]] = weakref.WeakKeyDictionary()
+_KNOWN: weakref.WeakKeyDictionary[Trace, tuple[Training, TrainingRun | None]] = weakref.WeakKeyDictionary()
 
 
-def training_run(recorded: Trace, model: nn.Module, example: Example) -> TrainingRun | None:
+def training_run(
+    recorded: Trace, model: nn.Module, example: Example, training: Training = True
+) -> TrainingRun | None:
     """The forward in training, recorded once for each recording in evaluation mode.
 
     Args:
         recorded: The recording in evaluation mode.
         model: The model; it is not changed.
         example: The example.
+        training: True for the example; or what the model is called with in training.
 
     Returns:
         None where no module reads its mode, or where the model does not run in training on this example.
+
+    Raises:
+        DataError: The model does not run in training on what it is said to be called with there.
     """
-    if recorded not in _KNOWN:
-        _KNOWN[recorded] = (_training_run(recorded, model, example),)
-    return _KNOWN[recorded][0]
+    known = _KNOWN.get(recorded)
+    if known is None or known[0] is not training:
+        known = _KNOWN[recorded] = training, _training_run(recorded, model, example, training)
+    return known[1]
 
 
-def _training_run(recorded: Trace, model: nn.Module, example: Example) -> TrainingRun | None:
+def _training_run(
+    recorded: Trace, model: nn.Module, example: Example, training: Training
+) -> TrainingRun | None:
+    if own_call(training):
+        return _run_on_own_call(recorded, model, training)
     if not reads_training(model):
         return None
     for each in training_examples(example):
@@ -122,6 +138,18 @@ def _training_run(recorded: Trace, model: nn.Module, example: Example) -> Traini
         if found.error is None:
             return TrainingRun(each, found, _extra(recorded, found, model))
     return None
+
+
+def _run_on_own_call(recorded: Trace, model: nn.Module, training: Example) -> TrainingRun:
+    """The recording of the call that was given; on real tensors where it looks at values."""
+    for mode in dict.fromkeys((recorded.mode, "real")):
+        found = trace(model, training, training=True, mode=mode, partial=True)
+        if found.error is None:
+            return TrainingRun(training, found, _extra(recorded, found, model))
+    raise DataError(
+        f"training: expected what {type(model).__name__} is called with in training, but it does not run on that "
+        f"({type(found.error).__name__}: {str(found.error)[:200]}); a tuple means several arguments, a dict keywords"
+    ) from found.error
 
 
 def used_tensors(found: Trace) -> set[str]:

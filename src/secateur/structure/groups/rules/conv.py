@@ -88,6 +88,8 @@ def _grouped(
     f.grouped[f.plain.get(weight.id, "")] = "whole" if whole else "pattern"
     if not whole:
         f.enters(weight, 0 if transposed else 1)
+    if w_in is None and (transposed or not whole):
+        labels.lock(incoming, "meets an axis that cannot be cut")
     if transposed:  # the weight is (channels in, channels out of one group)
         if w_in is not None:
             labels.tie(incoming, w_in.labels.reshape(groups, each_in))
@@ -97,6 +99,8 @@ def _grouped(
                 labels.lock(w_out.labels, "groups of a convolution are removed whole")
             else:
                 labels.tie(outgoing, w_out.labels[None, :])
+        elif not whole:
+            labels.lock(outgoing, "meets an axis that cannot be cut")
     else:
         outgoing = w_out.labels if w_out is not None else np.zeros(out.shape[1], int)
         outgoing = outgoing.reshape(groups, each_out)

@@ -391,9 +391,8 @@ class Choosing(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c, self.out = (
-            nn.Linear(4, 16) if n == 4 else nn.Linear(16, n) for n in (4, 8, 8, 2)
-        )
+        self.a, self.b, self.c = nn.Linear(4, 16), nn.Linear(16, 8), nn.Linear(16, 8)
+        self.out = nn.Linear(8, 2)
         self.spare = nn.Linear(16, 3)
 
     def forward(self, x: torch.Tensor, deep: object) -> torch.Tensor:

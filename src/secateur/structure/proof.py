@@ -50,7 +50,8 @@ class ProofOptions:
             dropout layers are at 0) unless random numbers or rounding errors decide them. Where such numbers decide
             what runs (layers skipped at random), several seeds are compared together. Large models are only recorded
             there, without values, unless `every` is set or a call of its own is given.
-        other_shapes: Whether other batch sizes, image sizes and lengths are proved too, where the model accepts them.
+        other_shapes: Whether other batch sizes, image sizes and lengths are proved too, where the model accepts them,
+            and the other way of every flag that decides which parameters are used.
         every: Whether every input is run in every mode. Otherwise large inputs are run in one mode each, so that every
             mode and every input occurs.
         tolerance: The largest difference that counts as equal, as a share of the largest output.

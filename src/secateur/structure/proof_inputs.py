@@ -103,7 +103,7 @@ def proof_inputs(
         refused: A list that the shapes are added to which the model does not accept; or None.
         recorded: Its recording on the example; None where there is none.
     """
-    flagged = () if recorded is None else flag_runs(recorded, model, example)
+    flagged = flag_runs(recorded, model, example) if recorded is not None and options.other_shapes else ()
     example = _varied(example)
     further = [ProofInput("flag", _varied(each.example), options.modes) for each in flagged]
     further += training_input(model, example, options)

@@ -498,12 +498,15 @@ def _unreached(model: nn.Module, example: Example, options: ProofOptions, how: D
     recorded = how.recording
     if recorded is None:
         return ()
+    names = {name for name, ref in recorded.parameters.items() if ref.role == "parameter"}
+    idle = names - used_tensors(recorded)
+    if not idle:
+        return ()
     training = options.training if own_call(options.training) else True
     second = training_run(recorded, model, example, training)
     more = [each.trace for each in flag_runs(recorded, model, example)]
     more += [] if second is None else [second.trace]
-    names = {name for name, ref in recorded.parameters.items() if ref.role == "parameter"}
-    return tuple(sorted(names.difference(*map(used_tensors, [recorded, *more]))))
+    return tuple(sorted(idle.difference(*map(used_tensors, more))))
 
 
 def _proof_of(

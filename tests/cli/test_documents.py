@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -43,6 +45,20 @@ PAGES = [
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
+def torchrun(words: list[str]) -> int:
+    """A script in several processes, which meet on this machine."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT / "src"),
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    command = [sys.executable, "-m", "torch.distributed.run", *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    print(done.stdout, done.stderr, file=sys.stderr)
+    return done.returncode
+
+
 def execute(command: str, monkeypatch) -> int:
     """One line of a `bash` block."""
     words = shlex.split(command)
@@ -60,6 +76,12 @@ def execute(command: str, monkeypatch) -> int:
         return subprocess.run(
             [sys.executable, "-m", "pip", "install", *quick, *where], check=False
         ).returncode
+    if words[0] == "python":
+        monkeypatch.setattr(sys, "argv", words[1:])
+        runpy.run_path(words[1], run_name="__main__")
+        return 0
+    if words[0] == "torchrun":
+        return torchrun(words[1:])
     assert words[0] == "secateur", f"a command that this test does not know how to run: {command}"
     monkeypatch.setattr(sys, "argv", words)
     try:

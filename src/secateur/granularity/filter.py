@@ -20,8 +20,8 @@ __all__ = ["Filter"]
 class Filter(Granularity):
     """One unit per output channel of a convolution, per row of a linear layer, per word of an embedding.
 
-    The filter's weights are removed; its bias and later layers are not. To remove a channel from every tensor that has
-    it, cut by channel.
+    The filter's weights are removed; its bias, a norm after it and later layers are not, so that its output becomes a
+    constant. To remove a channel from every tensor that has it, cut by channel.
 
     >>> from secateur.core.targets import select
     >>> layer = nn.ConvTranspose2d(4, 6, 3, groups=2)

@@ -189,6 +189,8 @@ class Proof:
         bypassed: Blocks of the dense model whose output was their input: the shrunk model does not have them, and a
             norm after the addition keeps zeros from standing for that.
         refused: Other shapes that were tried and that the dense model does not accept, each with the reason.
+        besides: What leaves with removed channels although the masks keep it, as biases behind masks of granularity
+            "filter" do, and by how much that changes the outputs; empty where it changes none.
         untrained: Why nothing is proved of training, such as that the dense model does not run there on these inputs
             (it needs targets); empty where it is proved, or left out on request.
         unreached: Parameters that none of the recorded forwards used: nothing is proved of what they compute.
@@ -207,6 +209,7 @@ class Proof:
     bypassed: tuple[str, ...] = ()
     shapes_only: bool = False
     refused: tuple[Refused, ...] = ()
+    besides: str = ""
     untrained: str = ""
     unreached: tuple[str, ...] = ()
 
@@ -263,6 +266,8 @@ class Proof:
                 f"outputs differ by {self.error:.2e} of the largest output{where}"
             )
         word = "equal to the masked model" if self.holds else "NOT equal to the masked model"
+        if self.besides:
+            word += f" {self.besides}"
         return (
             f"{word}: largest difference {self.error:.2e} of the largest output "
             f"({self.dtype}, tolerance {self.tolerance:.0e}){where}"

@@ -29,6 +29,7 @@ from secateur.errors import NothingToDoError, OptionError, ProofError
 from secateur.execution.example import Training, check_training
 from secateur.execution.sound_weights import check_sound
 from secateur.execution.verb import verb
+from secateur.structure.beyond_masks import warn_of_constants
 from secateur.structure.cut.plan import ShrinkPlan, mark_model
 from secateur.structure.cut.trial import without_locked
 from secateur.structure.cutting import Cut, CutOptions, cut
@@ -196,6 +197,8 @@ def shrink(
     options = CutOptions(coupling, round_to, at_least, across_norm)
     work = _ProvenCut(model, masks, example, options, as_proof_options(proof))
     done, found = work.run()
+    if found.equality:
+        found = replace(found, besides=warn_of_constants(model, masks, done, example, found.tolerance))
     plan = replace(done.plan, proof=found.domain)
     mark_model(done.model, plan, model)
     return Shrunk(done.model, found, plan, done.left, (*done.locked, *work.locks.values()), done.unsaid)

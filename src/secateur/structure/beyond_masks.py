@@ -82,8 +82,10 @@ def warn_of_constants(model: nn.Module, masks: Masks, cut: Cut, example: Example
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     listed = ", ".join(names[:_NAMED]) + more
     warn(
-        f"the masks drop all weights of some channels and keep their constants ({listed}), which leave with the "
-        f"channels: the small model's outputs differ by {off:.2g} of the largest from those of the model with these "
-        "masks. Train the small model, or prune with granularity 'channel', whose masks hold constants at zero as well"
+        f"the masks drop all weights of some channels and keep their constants ({listed}), which leave with "
+        f"the channels: the small model's outputs differ by {off:.2g} of the largest from those with these masks alone. "
+        "Train the small model, or prune with granularity 'channel', whose masks hold constants at zero as well"
     )
-    return f"with {listed} of removed channels at zero as well, without which outputs differ by {off:.2g} of the largest"
+    return (
+        f"with {listed} of removed channels at zero as well, else outputs differ by {off:.2g} of the largest"
+    )

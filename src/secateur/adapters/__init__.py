@@ -6,8 +6,8 @@ Files, in reading order:
   write, compare), `int8` (quantise, compare, leave sensitive layers in float; `int8_layers`
   puts layers into the form that is fastest; `int8_quantisers`, `onnx_weights` and `onnx_norms` prepare the graph and
   quantise it; `onnx_settled` leaves out what is the same for every input, `onnx_few` writes it with fewer operators,
-  `onnx_heads` keeps heads beside each other, `onnx_attention` puts attention into one operator), `onnx_model` (a file that is called like a module) and `runtimes`
-  (OpenVINO and ExecuTorch).
+  `onnx_heads` keeps heads beside each other, `onnx_attention` puts attention into one operator),
+  `onnx_model` (a file that is called like a module) and `runtimes` (OpenVINO and ExecuTorch).
 - `huggingface`: `sc.save_pretrained`, a model of transformers as a folder that loads without secateur. It uses
   `hf_layers` (`per_layer_config`, fewer layers), `hf_modelling` (a generated modelling file), `served` and `_fresh`
   (an artefact run in a process that cannot import secateur). `promises` records what an artefact promises, and checks

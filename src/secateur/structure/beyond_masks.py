@@ -83,7 +83,7 @@ def warn_of_constants(model: nn.Module, masks: Masks, cut: Cut, example: Example
     listed = ", ".join(names[:_NAMED]) + more
     warn(
         f"the masks drop all weights of some channels and keep their constants ({listed}), which leave with "
-        f"the channels: the small model's outputs differ by {off:.2g} of the largest from those with these masks alone. "
+        f"the channels: the small model's outputs differ by {off:.2g} of the largest from those under the masks. "
         "Train the small model, or prune with granularity 'channel', whose masks hold constants at zero as well"
     )
     return (

@@ -91,6 +91,14 @@ def test_the_whole_chain(name: str, ultralytics: ModuleType, tmp_path: Path) -> 
     assert found.shape == tuple(expected.shape)
     if "26" not in name and "v10" not in name:  # these choose among equal scores
         assert (torch.from_numpy(found) - expected).abs().max() < 1e-3 * expected.abs().max()
+    # Timed beside the dense model's file (`benchmarks/bench_yolo.py` says how much faster it is).
+    whole = ultralytics.YOLO(sc.save_yolo(model, tmp_path / "dense.pt"))
+    dense = whole.export(format="onnx", imgsz=64, simplify=False, device="cpu", verbose=False)
+    files = [sc.OnnxModel(each, threads=1) for each in (dense, file)]
+    times = sc.compare(*files, IMAGE, repetitions=3, threads=1, names=("dense", "small"))
+    assert [each.context.get("variant") for each in times] == ["dense", "small", None]
+    assert all(each.value > 0 for each in times)
+    assert Path(file).stat().st_size < 0.5 * Path(dense).stat().st_size
 
 
 def train(path: Path, folder: Path, **options: object):
@@ -213,7 +221,15 @@ def test_what_cannot_be_loaded_is_not_written(ultralytics: ModuleType, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
-BUDGETS = {"yolo11n": sc.budget.Macs(keep=0.5), "yolov8n": sc.budget.Macs(keep=0.5, round_to=8)}
+BUDGETS = {
+    "yolo11n": sc.budget.Macs(keep=0.5),
+    "yolov8n": sc.budget.Macs(keep=0.5, round_to=8),
+    "yolo11n-seg": sc.budget.Macs(keep=0.5),
+    "yolo11n-pose": sc.budget.Macs(keep=0.5),
+    "yolo26n": sc.budget.Macs(keep=0.5),
+    "yolo26n-seg": sc.budget.Macs(keep=0.5),
+    "yolo26n-pose": sc.budget.Macs(keep=0.5),
+}
 
 
 @pytest.mark.parametrize("name", BUDGETS)
@@ -229,13 +245,21 @@ def test_where_a_forward_was_rewritten_the_file_is_wider_and_computes_the_same(
         small.model(torch.rand(1, 3, *size))
     masks = sc.prune(small.model, "magnitude", "element", 0.3)
     masks.apply_(small.model)
-    loaded = ultralytics.YOLO(sc.save_yolo(small, tmp_path / "small.pt", masks=masks)).model
+    file = sc.save_yolo(small, tmp_path / "small.pt", masks=masks)
+    loaded = ultralytics.YOLO(file).model
     numbers = [sum(p.numel() for p in each.parameters()) for each in (small.model, loaded, model)]
     assert numbers[0] < numbers[1] < 0.85 * numbers[2]
     for mine, theirs in zip(outputs(small.model), outputs(loaded), strict=True):
         assert (mine - theirs).abs().max() <= 1e-4 * mine.abs().max()
     zeros = sum(int((p == 0).sum()) for p in loaded.parameters())
     assert zeros >= sum(int((~mask).sum()) for mask in masks.values())
+    # Trained by ultralytics: the widths stay, and every zero, also of the channels that were put back.
+    trained = train(file, tmp_path, trainer=sc.yolo_trainer(yolo.task_of(name)))
+    best = ultralytics.YOLO(trained.trainer.best).model
+    assert shapes(best) == shapes(loaded)
+    gone = {key: tensor == 0 for key, tensor in loaded.named_parameters() if key in masks}
+    assert all((best.get_parameter(key)[where] == 0).all() for key, where in gone.items())
+    assert not torch.equal(best.model[0].conv.weight.float(), loaded.model[0].conv.weight)
 
 
 def test_weights_that_were_half_are_written_as_half(ultralytics: ModuleType, tmp_path: Path) -> None:

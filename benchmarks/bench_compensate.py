@@ -321,7 +321,7 @@ class MiniLM:
         """
         words = (1000, self.dense.config.vocab_size - 1)
         return sc.RecombinedTokens(
-            self.calibration, tokens=1000, replace=0.2, vocabulary=words, versions=versions
+            self.calibration, length=(12, 128), tokens=1000, replace=0.2, vocabulary=words, versions=versions
         )
 
     def sparse(self, what: str, budget: object) -> nn.Module:

@@ -546,6 +546,15 @@ def test_experts_that_got_other_tokens_are_said() -> None:
     assert all(layer.after <= layer.before for layer in result.layers)
 
 
+def test_steps_on_a_model_whose_experts_get_other_tokens() -> None:
+    torch.manual_seed(0)
+    model = Experts()
+    model.experts = nn.ModuleList([nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)) for _ in range(2)])
+    masks = sc.prune(model, budget=0.5)
+    result = sc.compensate(model, masks, [torch.randn(40, 4) for _ in range(3)], tune=2)
+    assert any("tuning" in note for note in result.notes)
+
+
 def test_too_few_rows_are_said_and_damped() -> None:
     model = nn.Sequential(nn.Linear(20, 3))
     masks = sc.Masks({"0.weight": (torch.arange(20) >= 5).expand(3, 20)})

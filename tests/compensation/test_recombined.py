@@ -185,3 +185,12 @@ def test_what_cannot_be_put_together_again_is_refused() -> None:
         OptionError, match="expected a token to draw from 5 to 6, but all of them are special"
     ):
         sc.RecombinedTokens([{"input_ids": ids}], vocabulary=(5, 6), special=[5, 6])
+
+
+@pytest.mark.parametrize("width", [5, 20])
+def test_sequences_are_no_longer_than_those_given(width: int) -> None:
+    ids = torch.arange(8 * width).reshape(8, width) + 10
+    found = sc.RecombinedTokens([{"input_ids": ids, "attention_mask": torch.ones_like(ids)}], versions=3)
+    widths = [batch["input_ids"].shape[1] for batch in found]
+    assert len(widths) > 1
+    assert max(widths) <= width

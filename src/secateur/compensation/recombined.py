@@ -45,7 +45,8 @@ class RecombinedTokens:
         batches: dicts with `input_ids` and, where there is padding, `attention_mask`, both [sequences, tokens]. They
             may hold `token_type_ids` (all 0), `position_ids` and `labels`, which recombined batches leave out.
         span: the shortest and the longest piece that is cut out.
-        length: the shortest and the longest sequence, first and last token included.
+        length: the shortest and the longest sequence, first and last token included; by default 12 and 128, and no more
+            than the longest batch has.
         tokens: tokens of one batch, at most; a batch has at least one sequence.
         replace: the share of the tokens of recombined sequences in whose place one of `vocabulary` is drawn.
         vocabulary: the lowest and the highest token that is replaced and drawn. By default the lowest and the highest
@@ -66,7 +67,7 @@ class RecombinedTokens:
         batches: Iterable[Mapping[str, torch.Tensor]],
         *,
         span: tuple[int, int] = (4, 40),
-        length: tuple[int, int] = (12, 128),
+        length: tuple[int, int] | None = None,
         tokens: int = 1000,
         replace: float = 0.2,
         vocabulary: tuple[int, int] | None = None,
@@ -75,7 +76,8 @@ class RecombinedTokens:
         seed: int = 0,
     ):
         self._batches = [dict(batch) for batch in batches]
-        _check(span, length, replace, vocabulary, versions)
+        _check(span, (3, 3) if length is None else length, replace, vocabulary, versions)
+        length = self._usual_length() if length is None else length
         self._span, self._length, self._tokens, self._seed = span, length, tokens, seed
         self._replace, self._versions = replace, versions
         sequences = self._sequences()
@@ -98,6 +100,15 @@ class RecombinedTokens:
         Verbs that solve layers on the data call it, so that each sees the sentences, whatever was read before.
         """
         self._passes = 0
+
+    def _usual_length(self) -> tuple[int, int]:
+        """12 to 128 tokens, but no more than the longest batch has: a model may have no more positions."""
+        ids = [batch.get("input_ids") for batch in self._batches]
+        most = max(
+            (one.shape[-1] for one in ids if isinstance(one, torch.Tensor) and one.dim() == 2), default=128
+        )
+        most = max(3, min(128, most))
+        return min(12, most), most
 
     def _sequences(self) -> list[torch.Tensor]:
         """Every sequence without its padding."""

@@ -219,8 +219,14 @@ class MissingExtraError(SecateurError, ImportError):
     """
 
 
-def near(word: str, known: Iterable[str], limit: int = 3) -> str:
-    """A hint for a message about an unknown name: the most similar known names, or else all of them.
+def near(word: str, known: Iterable[str], limit: int = 3, shown: int = 20) -> str:
+    """A hint for a message about an unknown name: the most similar known names, or else all, or the first of them.
+
+    Args:
+        word: The unknown name.
+        known: The known ones.
+        limit: The most similar names given.
+        shown: The most names given where none is similar.
 
     >>> near("magnitud", ["magnitude", "l1"])
     "did you mean 'magnitude'?"
@@ -231,6 +237,5 @@ def near(word: str, known: Iterable[str], limit: int = 3) -> str:
     close = difflib.get_close_matches(word, names, n=limit, cutoff=0.6)
     if close:
         return "did you mean " + " or ".join(repr(name) for name in close) + "?"
-    shown = ", ".join(repr(name) for name in names[:20])
-    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-    return f"known: {shown}{more}"
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return f"known: {', '.join(repr(name) for name in names[:shown])}{more}"

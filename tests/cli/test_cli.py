@@ -282,6 +282,7 @@ def test_list_tells_all_words_and_schema_is_json(secateur):
         "`prune`: choose the weights to remove by criterion, granularity and budget, and set them to zero."
     )
     assert {"name": "prune", "about": about} in listed["steps"]
+    assert "testing_time" in [row["name"] for row in listed["measures"]]
     assert all(row["about"] for rows in listed.values() for row in rows)
     assert dict(
         _described_in({"a": '"""Of the file."""', "b": 'class B:\n    """Of the class.\n\n    More."""'})

@@ -379,6 +379,7 @@ def test_the_file_of_a_criterion_is_part_of_the_address(mine, tmp_path, monkeypa
         ),
         ('{{name = "{0}:Score", sgn = 1}}', r"the options \{{'sgn': 1\}} do not fit it"),
         ('"{0}:Scores2"', r"has no 'Scores2'; did you mean 'Scores'"),
+        ('"{0}:Zzz"', r"has no 'Zzz'; known: 'Criterion', 'Overall', 'Score', [^_]*$"),
         ('"{0}-x:Score"', r"expected a name, or module:Class of your own, in letters"),
         ('" {0}/x:Score"', r"expected a name, or module:Class of your own, in letters"),
     ],

@@ -117,6 +117,26 @@ def test_a_wrong_setting_is_refused(setting, words):
         Recipe.parse(TEXT, [setting])
 
 
+def test_an_option_that_is_set_joins_the_name_set_before():
+    settings = ["prune.criterion=mine:Cube", "prune.criterion.power=1"]
+    assert Recipe.parse(TEXT, settings).steps[0].criterion == {"name": "mine:Cube", "power": 1}
+    other = [settings[0], "prune.criterion.name=l1", "prune.budget.sparsity=0.5", "more.budget.sparsity=0.5"]
+    first, second = Recipe.parse(TEXT, other).steps
+    assert (first.criterion, first.budget) == ({"name": "l1"}, {"name": "overall", "sparsity": 0.5})
+    assert second.budget == {"sparsity": 0.5}  # a number has no name to join
+
+
+@pytest.mark.parametrize(
+    ("row", "giving"), [("loss", "accuracy"), ("nonzeros", "params"), ("macs_nonzero", "macs")]
+)
+def test_a_row_that_is_no_measure_is_refused_with_the_measure_it_comes_with(row, giving):
+    text = f"{TEXT}[[step]]\nkind = 'measure'\nwhat = ['{row}']\n"
+    with pytest.raises(
+        UnknownNameError, match=f"unknown measure '{row}': a row of this name comes with '{giving}'"
+    ):
+        plan(Recipe.parse(text))
+
+
 def test_a_grid_is_the_product_with_the_last_axis_fastest():
     recipe = Recipe.parse(TEXT + "[grid]\nprune.criterion = ['l1', 'l2']\n'more.budget' = '0.1:0.3:0.1'\n")
     trials = recipe.trials()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import sqlite3
 import subprocess
@@ -141,6 +143,8 @@ def test_export_writes_csv_parquet_and_json(tmp_path):
     table = pyarrow.parquet.read_table(tmp_path / "m.parquet").to_pydict()
     assert (table["layer"], table["value"], table["prune.budget"]) == (["", "fc"], [5.0, 5.0], ["0.5", "0.5"])
     tables.write_measurements(found, tmp_path / "m.json")
+    tables.write_measurements(Measurements([Measurement("loss", math.nan)]), tmp_path / "nan.json")
+    assert json.loads((tmp_path / "nan.json").read_text(), parse_constant=str)[0]["value"] is None
     with pytest.raises(ValueError, match=r"ends in .csv, .parquet or .json"):
         tables.write_measurements(found, tmp_path / "m.xls")
     with pytest.raises(NothingToDoError, match="this run measured nothing"):

@@ -172,6 +172,9 @@ def test_resnet101_is_drawn_in_rows_that_fit() -> None:
         model = models.build("resnet101")
     figure = network(measure(model, what=["architecture"]))[0]
     assert len(figure.table.rows) == 105
+    assert len(set(figure.table.head)) == len(
+        figure.table.head
+    )  # of one model too, columns have names of their own
     height = int(figure.chart.split('height="')[1].split('"')[0])
     assert height < 1800
     assert 'width="820"' in figure.chart

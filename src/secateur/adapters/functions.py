@@ -68,9 +68,9 @@ def find(reference: str, kind: str) -> Callable[..., Any]:
         ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
-            raise UnknownNameError(
-                f"{kind} {reference!r}: module {module_name} has no {attribute!r}; {near(part, dir(found))}"
-            )
+            public = [name for name in dir(found) if not name.startswith("_")]
+            hint = near(part, public) if public else "it has no public name"
+            raise UnknownNameError(f"{kind} {reference!r}: module {module_name} has no {attribute!r}; {hint}")
         found = getattr(found, part)
     if not callable(found):
         raise OptionError(

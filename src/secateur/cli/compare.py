@@ -54,7 +54,8 @@ def compare(
         progress=progress_display(output.quiet, many=jobs > 1),
     )
     if output.json:
-        print_json([{**asdict(row), "verdict": row.verdict} for row in found.rows])
+        shown = (*found.rows, *([found.dense] if found.dense else []))
+        print_json([{**asdict(row), "verdict": row.verdict} for row in shown])
     else:
         head, rows = found.table()
         show_table(head, rows)
@@ -64,6 +65,8 @@ def compare(
             if seeds > 1
             else "one seed: no interval and no test; --seeds 3 gives both"
         )
+    for line in found.notes:
+        say(line, error=output.json)
     if report is not None:
         from secateur.report import Report, Run
 

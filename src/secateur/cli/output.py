@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from secateur.core.json_text import finite
 from secateur.core.terminal import printable, say, shows_bars, unmarked
 
 __all__ = ["print_json", "progress_bar", "show_table"]
@@ -21,8 +22,8 @@ OnProgress = Callable[[int, int, str], None]
 
 
 def print_json(value: Any) -> None:
-    """Print plain data as JSON; what is not printable is written as JSON writes its code."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
+    """Print plain data as strict JSON, NaN as null; what is not printable is written as JSON writes its code."""
+    text = json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False)
     say("".join(each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text))
 
 

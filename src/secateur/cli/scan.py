@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +17,7 @@ from secateur.cli.cluster import Address, EngineChoice, EngineOption
 from secateur.cli.flags import with_flags
 from secateur.cli.given import InputFlags
 from secateur.cli.options import Evaluate, OutputFlags, TrialsOrNone, own_criterion, repetitions_of
+from secateur.cli.output import print_json
 from secateur.core.terminal import say, shows_bars
 from secateur.errors import OptionError
 
@@ -205,7 +206,7 @@ def scan(
     if work.out is not None:
         found.save(work.out)
     if output.json:
-        say(found.to_json())
+        print_json(asdict(found))
         return
     say(found)
     allot.show(found)

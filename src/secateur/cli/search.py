@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from secateur.cli.flags import with_flags
-from secateur.cli.options import STORE, ProgressFlags, RecipeChanges, RecipePath, Seed, Set, StoreFolder
+from secateur.cli.options import STORE, ProgressFlags, RecipeChanges, RecipePath, StoreFolder
 from secateur.cli.output import print_json, show_table
 from secateur.core.terminal import say
 from secateur.errors import OptionError
@@ -67,8 +67,7 @@ class SearchFlags:
 def search(
     recipe: RecipePath,
     flags: SearchFlags,
-    set_: Set = None,
-    seed: Seed = None,
+    changes: RecipeChanges,
     store: StoreFolder = STORE,
     *,
     output: ProgressFlags,
@@ -84,7 +83,7 @@ def search(
     axes = dict(text.partition("=")[::2] for text in flags.over or [])
     floors = flags.floors()
     found = look(
-        RecipeChanges(set_, seed).read(recipe),
+        changes.read(recipe),
         Store(store),
         axes,
         maximize=flags.maximize or [],

@@ -36,6 +36,10 @@ _FOLDERS = {
     "sinks": "secateur.report.sinks",
     "studies": "secateur.studies",
 }
+_TESTING_TIME = (
+    "testing_time",
+    "Seconds to evaluate a whole split; in a recipe's step `measure` alone.",
+)
 
 
 def _described(what: str) -> list[tuple[str, str]]:
@@ -43,7 +47,8 @@ def _described(what: str) -> list[tuple[str, str]]:
     if what == "studies":  # recipes, not modules
         return importlib.import_module(_FOLDERS[what]).described()
     folder = Path(importlib.import_module("secateur").__file__ or "").parent
-    return described(folder.joinpath(*_FOLDERS[what].split(".")[1:]))
+    found = described(folder.joinpath(*_FOLDERS[what].split(".")[1:]))
+    return [*found, _TESTING_TIME] if what == "measures" else found
 
 
 def described(folder: Path) -> list[tuple[str, str]]:

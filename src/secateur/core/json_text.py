@@ -1,4 +1,4 @@
-"""`parse`: parse untrusted JSON strictly, with a bound on the memory that its objects take.
+"""`parse`: parse untrusted JSON strictly, with a bound on the memory that its objects take; `finite` for writing it.
 
 Python's own parser is exact but trusting: deep nesting ends in a RecursionError, `NaN` is accepted, and a megabyte of
 `{},` becomes 25 megabytes of objects. Here all of these are refused with the error of the caller's choice.
@@ -14,12 +14,13 @@ secateur.errors.FormatError: the header: expected JSON, got something else (nest
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Mapping
 from typing import NoReturn, TypeAlias
 
 from secateur.errors import FormatError, SecateurError
 
-__all__ = ["FREE_BYTES", "Json", "are_counts", "check_size", "is_count", "parse", "texts_of"]
+__all__ = ["FREE_BYTES", "Json", "are_counts", "check_size", "finite", "is_count", "parse", "texts_of"]
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
@@ -82,6 +83,24 @@ def check_size(text: str, what: str, error: type[SecateurError] = FormatError) -
             f"{what}: its {len(text):,} characters of JSON would take about {cost:,} bytes of memory, more than "
             f"{allowed:,}; it is not a text that secateur writes"
         )
+
+
+def finite(value: object) -> object:
+    """Plain data as strict JSON can write it: null in place of NaN and infinity, which JSON does not have.
+
+    Args:
+        value: Mappings, lists, tuples, texts and numbers.
+
+    >>> finite({"p": float("nan"), "values": (1, float("-inf"))})
+    {'p': None, 'values': [1, None]}
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return value
 
 
 def is_count(value: object, most: int = (1 << 63) - 1) -> bool:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 from secateur.core.html_table import html_table
-from secateur.core.json_text import parse
+from secateur.core.json_text import finite, parse
 from secateur.core.plotting import plot
 from secateur.errors import DataError, OptionError, UnknownNameError, near
 
@@ -125,17 +125,6 @@ def _change(before: Measurement, after: Measurement) -> str:
     return f"{new - old:+.4g}"
 
 
-def _plain(value: object) -> object:
-    """The value as strict JSON can write it: without NaN and infinity."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
-
-
 class Measurements(tuple[Measurement, ...]):
     """A table of Measurements: prints as one, indexes by position or by name."""
 
@@ -224,7 +213,7 @@ class Measurements(tuple[Measurement, ...]):
 
     def to_json(self) -> str:
         """The table as strict JSON; NaN becomes null."""
-        return json.dumps(_plain([item.to_dict() for item in self]), indent=2, allow_nan=False)
+        return json.dumps(finite([item.to_dict() for item in self]), indent=2, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Measurements:

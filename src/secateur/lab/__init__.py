@@ -15,7 +15,7 @@ The files in reading order:
 - `computing`, `engine`, `engines/`, `launched`: one step; a run; other processes; processes of a launcher.
 - `training/`: the training loop; `calibration`: images without labels; `judging`: a user's own `evaluate`.
 - `searching`: Optuna over recipe values.
-- `comparing`: pruning methods over seeds.
+- `comparing`: pruning methods over seeds; `varied`: what each changes in a recipe.
 - `display/`, `tables`, `reporting`, `watching`, `demonstration`, `usage`, `probe`: output for people; what a run
   takes, and estimates of its time.
 

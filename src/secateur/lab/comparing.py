@@ -1,16 +1,16 @@
 """`compare_methods`: one recipe with each of several pruning methods, over seeds: the same data, schedule and budget.
 
-A method is a few settings of the recipe: the criterion of its `prune` step, and for methods that begin in training,
-`sparsify` of the training step before it. Everything else stays as the recipe says. The runs go through the store, so
-steps that methods have in common are computed once and a killed comparison continues.
+A method is a few settings of the recipe (`varied`): the criterion of every step that cuts by the criterion of the first
+one, and for methods that begin in training, `sparsify` of the training step before. Everything else stays as the recipe
+says. The runs go through the store, so steps that methods have in common are computed once and a killed comparison
+continues.
 
-For every method the mean over the seeds of the last accuracy and of the last multiply-accumulates is given, with the
-95 % interval of Student's t. Each method is compared with the first one by a paired t-test on the differences seed by
-seed. The p values are corrected for multiple comparisons by Holm's rule: of m methods the smallest p is multiplied by
-m, the next by m - 1, and so on. A difference whose corrected p is below 0.05 is called significant.
+For every method the mean over the seeds of the last accuracy is given, with the 95 % interval of Student's t, and of
+the last multiply-accumulates: all, and those with a non-zero weight. Each method is compared with the first one by a
+paired t-test on the differences seed by seed. The p values are corrected for multiple comparisons by Holm's rule: of m
+methods the smallest p is multiplied by m, the next by m - 1, and so on. A difference whose corrected p is below 0.05 is
+called significant.
 
->>> sorted(METHODS)[:4], METHODS["group_lasso"].prune
-(['activation', 'bn_l1', 'bn_scale', 'fisher'], {'criterion': 'l2'})
 >>> [round(p, 2) for p in holm([0.01, 0.04, 0.03])]
 [0.03, 0.06, 0.06]
 """
@@ -20,18 +20,17 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from secateur import criteria
 from secateur.core.measurement import Measurement, Measurements
 from secateur.core.over_seeds import mean_over_seeds, paired, seed_of
-from secateur.errors import NothingToDoError, OptionError, RecipeError, near
+from secateur.errors import NothingToDoError, OptionError, RecipeError
 from secateur.lab.engine import Ran, run
 from secateur.lab.grid import seeds as repeated
-from secateur.lab.outcomes import Table
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
+from secateur.lab.varied import METHODS, Method, first_cut, method_of, notes, settings_of
 
 if TYPE_CHECKING:
     from secateur.lab.display import Progress
@@ -52,62 +51,6 @@ LEVEL = 0.05
 
 
 @dataclass(frozen=True)
-class Method:
-    """What a method changes in a recipe.
-
-    Args:
-        prune: Options of the `prune` step.
-        sparsify: The sparse training method of the training step before it, or None.
-        ranking: With "isomorphic": units compete with those of equal structure alone.
-    """
-
-    prune: Mapping[str, object] = field(default_factory=dict)
-    sparsify: Mapping[str, object] | None = None
-    ranking: str | None = None
-
-
-def _criterion(name: str, **options: object) -> Method:
-    return Method({"criterion": {"name": name, **options} if options else name})
-
-
-METHODS: dict[str, Method] = {
-    "l2": _criterion("l2"),
-    "magnitude": _criterion("magnitude"),
-    "l1": _criterion("l1"),
-    "random": _criterion("random"),
-    "lamp": _criterion("lamp"),
-    "fpgm": _criterion("fpgm"),
-    "bn_scale": _criterion("bn_scale"),
-    "activation": _criterion("activation"),
-    "taylor": _criterion("taylor"),
-    "fisher": _criterion("fisher"),
-    "hessian": _criterion("hessian"),
-    "wanda": _criterion("wanda"),
-    "obs": _criterion("obs"),
-    "snip": _criterion("snip"),
-    "grasp": _criterion("grasp"),
-    "synflow": _criterion("synflow"),
-    "isomorphic": Method({"criterion": "l2"}, ranking="isomorphic"),
-    "group_lasso": Method({"criterion": "l2"}, {"name": "group_lasso", "strength": 1e-4}),
-    "group_sparse": Method({"criterion": "l2"}, {"name": "group_sparse", "strength": 1e-4}),
-    "growing": Method({"criterion": "l2"}, {"name": "growing", "which": "all"}),
-    "bn_l1": Method({"criterion": "bn_scale"}, {"name": "bn_l1", "strength": 1e-4}),
-}
-"""The methods by name. A criterion is called what it is called in recipes: `l2` is the norm of a unit (with granularity
-`channel` that of a coupled group), `magnitude` the sum of its absolute weights, as `l1` is."""
-
-
-def _method(name: str) -> Method:
-    """The method of a name: of `METHODS`, any criterion by its name, or one of your own as `module:Class`."""
-    if name in METHODS:
-        return METHODS[name]
-    if ":" in name or name in criteria.registry.names():
-        return _criterion(name)
-    known = [*METHODS, *criteria.registry.names()]
-    raise OptionError(f"methods: unknown method {name!r}: {near(name, list(dict.fromkeys(known)))}")
-
-
-@dataclass(frozen=True)
 class MethodRow:
     """One method of a comparison.
 
@@ -120,6 +63,8 @@ class MethodRow:
         difference: The mean difference of the accuracy from the first method's, seed by seed.
         p: The p value of the paired t-test, corrected by Holm's rule; NaN with one seed, and for the first method.
         values: The accuracy with every seed.
+        macs_nonzero: The mean of the multiply-accumulates with a non-zero weight; NaN where they were not measured.
+        raw_p: The p value before the correction.
     """
 
     method: str
@@ -130,6 +75,8 @@ class MethodRow:
     difference: float
     p: float
     values: tuple[float, ...]
+    macs_nonzero: float = math.nan
+    raw_p: float = math.nan
 
     @property
     def verdict(self) -> str:
@@ -149,32 +96,37 @@ class MethodComparison:
         rows: One for each method that ran, in the order asked for.
         seeds: The number of seeds.
         ran: The run, with all its trials and failures.
+        dense: The model before the first cut, if the recipe measured it there; it is not tested against the methods.
+        notes: Which steps the methods changed, and which cuts stayed as the recipe says.
     """
 
     rows: tuple[MethodRow, ...]
     seeds: int
     ran: Ran
+    dense: MethodRow | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def zeros_left(self) -> bool:
+        """Whether weights that are zero are still multiplied: masks were left, and nothing was cut out for them."""
+        return any(row.macs_nonzero != row.macs and not math.isnan(row.macs_nonzero) for row in self.rows)
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """The head and the rows of one table of texts."""
-        head = [
-            "method",
-            "accuracy",
-            "95 % interval",
-            "macs",
-            f"against {self.rows[0].method}",
-            "p",
-            "verdict",
-        ]
-        return head, [self._cells(row) for row in self.rows]
+        """The head and the rows of one table of texts; the last row is the dense model, where it was measured."""
+        nonzero = ["macs with a non-zero weight"] if self.zeros_left else []
+        head = ["method", "accuracy", "95 % interval", "macs", *nonzero]
+        head += [f"against {self.rows[0].method}", "p", "verdict"]
+        return head, [self._cells(row) for row in (*self.rows, *([self.dense] if self.dense else []))]
 
     def _cells(self, row: MethodRow) -> list[str]:
-        first = row is self.rows[0]
+        first = row is self.rows[0] or math.isnan(row.difference)
+        nonzero = "" if math.isnan(row.macs_nonzero) else f"{row.macs_nonzero:,.0f}"
         return [
             row.method,
             f"{row.accuracy:.2%}",
             "" if math.isnan(row.low) else f"{max(row.low, 0):.2%} to {min(row.high, 1):.2%}",
             f"{row.macs:,.0f}",
+            *([nonzero] if self.zeros_left else []),
             "" if first else f"{100 * row.difference:+.2f} points",
             "" if math.isnan(row.p) else f"{row.p:.3f}",
             row.verdict,
@@ -187,7 +139,8 @@ class MethodComparison:
             at = {"variant": row.method, "method": row.method, "seeds": self.seeds}
             spread = {} if math.isnan(row.low) else {"low": row.low, "high": row.high}
             text = "mean over the seeds of the accuracy at the end; the interval is Student's t, 95 %"
-            notes = (row.verdict,) if row.verdict else ()
+            said = [row.verdict] if row.verdict else []
+            said += self.notes if row is self.rows[0] else ()
             found.append(
                 Measurement(
                     "accuracy",
@@ -195,13 +148,18 @@ class MethodComparison:
                     "",
                     text,
                     trials=row.values,
-                    notes=notes,
+                    notes=tuple(said),
                     context=at,
                     spread=spread,
                 )
             )
             macs = "multiply-accumulates of one input at the end, mean over the seeds"
             found.append(Measurement("macs", row.macs, "", macs, context=at))
+            if not math.isnan(row.macs_nonzero):
+                text = (
+                    "multiply-accumulates of one input at the end with a non-zero weight, mean over the seeds"
+                )
+                found.append(Measurement("macs_nonzero", row.macs_nonzero, "", text, context=at))
         return Measurements(found)
 
     def __str__(self) -> str:
@@ -226,7 +184,8 @@ def compare_methods(
     """Run a recipe with each method and each seed, and compare the results.
 
     Args:
-        recipe: A recipe without a grid that trains, prunes and measures. Its `prune` step names budget and granularity.
+        recipe: A recipe without a grid that trains, prunes and measures. Its steps that cut name budget and
+            granularity; all that cut by the criterion of the first one take the method's.
         store: Where outcomes are looked for and kept.
         methods: Names of `METHODS` or of criteria, also your own as `module:Class`; the first one is what the others
             are compared with.
@@ -240,12 +199,14 @@ def compare_methods(
 
     Raises:
         OptionError: An unknown method, one named twice, or fewer than one seed.
-        RecipeError: The recipe has a grid, no `prune` step, or no training before it for a method that needs it.
+        RecipeError: The recipe has a grid, no step that cuts, or no training before it for a method that needs it.
         NothingToDoError: No trial measured both accuracy and multiply-accumulates.
     """
     whole = comparison_recipe(recipe, methods, seeds)
     ran = run(whole, store, jobs=jobs, progress=progress, engine=engine)
-    return MethodComparison(_rows(ran, methods), seeds, ran)
+    return MethodComparison(
+        _rows(ran, methods), seeds, ran, _dense(ran, recipe, methods), notes(recipe, methods)
+    )
 
 
 def comparison_recipe(recipe: Recipe, methods: Sequence[str], seeds: int) -> Recipe:
@@ -258,7 +219,7 @@ def comparison_recipe(recipe: Recipe, methods: Sequence[str], seeds: int) -> Rec
     """
     names = list(methods)
     for name in names:
-        _method(name)
+        method_of(name)
     if len(names) < 2 or len(set(names)) < len(names):
         raise OptionError(f"methods: expected at least two different ones, got {', '.join(names) or 'none'}")
     if seeds < 1:
@@ -270,64 +231,15 @@ def comparison_recipe(recipe: Recipe, methods: Sequence[str], seeds: int) -> Rec
         )
     recipe = recipe.allowing(*(name for name in names if ":" in name))
     whole = recipe.plain()
-    whole["choice"] = {"method": {name: _settings(recipe, name) for name in names}}
+    whole["choice"] = {"method": {name: settings_of(recipe, name) for name in names}}
     whole["grid"] = {"method": names}
     grid = [repeated(recipe.lab.seed, seeds)]
     return Recipe.of(whole, grid=grid, source=recipe.name, allow_code=recipe.allowed_code)
 
 
-def _settings(recipe: Recipe, name: str) -> Table:
-    """What a method sets in a recipe, by key."""
-    method = _method(name)
-    kinds = [step.kind() for step in recipe.steps]
-    if "prune" not in kinds:
-        raise RecipeError(
-            f"{recipe.name}: expected a step of kind 'prune', whose criterion is varied, got none"
-        )
-    if "measure" not in kinds[kinds.index("prune") :]:
-        raise RecipeError(
-            f"{recipe.name}: expected a step of kind 'measure' after 'prune', with what = ['accuracy', 'macs'], "
-            "got none"
-        )
-    at = kinds.index("prune")
-    label = recipe.steps[at].label
-    own = recipe.steps[at].chosen().get("criterion")
-    found: Table = {
-        f"{label}.{key}": value
-        for key, value in method.prune.items()
-        if not (isinstance(own, Mapping) and own.get("name") == value)  # the recipe's options of it stay
-    }
-    if method.ranking is not None:
-        found[f"{label}.budget"] = _ranked(recipe, at, method.ranking)
-    if method.sparsify is not None:
-        trained = [step for step in recipe.steps[:at] if step.kind() in ("train", "retrain")]
-        if not trained:
-            raise RecipeError(
-                f"{recipe.name}: method {name!r} works while the model is trained: expected a training step before "
-                f"{label!r}, got none"
-            )
-        found[f"{trained[-1].label}.sparsify"] = dict(method.sparsify)
-    return found
-
-
-def _ranked(recipe: Recipe, at: int, ranking: str) -> Table:
-    """The recipe's budget with another ranking: equal structure competes."""
-    budget: Any = recipe.steps[at].chosen()["budget"]
-    if isinstance(budget, (int, float)):
-        return {"name": ranking, "sparsity": budget}
-    if isinstance(budget, dict) and budget.get("name") in ("macs", "params", "size", "latency"):
-        return {**budget, "spread": ranking}
-    if isinstance(budget, dict) and budget.get("name") in ("per_tensor", "overall", "isomorphic"):
-        return {"name": ranking, "sparsity": budget["sparsity"]}
-    raise RecipeError(
-        f"{recipe.name}: method {ranking!r} ranks units by kind: expected a budget that is a share, macs, params, size "
-        f"or latency, got {budget!r}; leave the method out"
-    )
-
-
 def _rows(ran: Ran, methods: Sequence[str]) -> tuple[MethodRow, ...]:
     """One row for each method that was measured with all seeds."""
-    accuracy, macs = (_last(ran, name) for name in ("accuracy", "macs"))
+    accuracy, macs, nonzero = (_last(ran, name) for name in ("accuracy", "macs", "macs_nonzero"))
     there = [name for name in methods if accuracy.get(name) and macs.get(name)]
     if not there:
         reason = f"; the first failure: {ran.failures[0][1]}" if ran.failures else ""
@@ -338,7 +250,8 @@ def _rows(ran: Ran, methods: Sequence[str]) -> tuple[MethodRow, ...]:
     first = accuracy[there[0]]
     pairs = {name: paired(accuracy[name], first) for name in there}
     tested = [name for name in there[1:] if len(pairs[name]) > 1]
-    corrected = dict(zip(tested, holm([paired_p(pairs[name]) for name in tested]), strict=True))
+    raw = {name: paired_p(pairs[name]) for name in tested}
+    corrected = dict(zip(tested, holm(list(raw.values())), strict=True))
     found = []
     for name in there:
         values = tuple(accuracy[name].values())
@@ -354,15 +267,37 @@ def _rows(ran: Ran, methods: Sequence[str]) -> tuple[MethodRow, ...]:
                 statistics.fmean(gaps) if gaps else math.nan,
                 corrected.get(name, math.nan),
                 values,
+                _mean(nonzero.get(name)),
+                raw.get(name, math.nan),
             )
         )
     return tuple(found)
 
 
-def _last(ran: Ran, name: str) -> dict[str, dict[int, float]]:
-    """The last value of a measure, by method and seed."""
+def _mean(values: Mapping[int, float] | None) -> float:
+    return statistics.fmean(values.values()) if values else math.nan
+
+
+def _dense(ran: Ran, recipe: Recipe, methods: Sequence[str]) -> MethodRow | None:
+    """The row of the model before the first cut, of the first method that trains as the recipe says, if any does."""
+    measured = [step.label for step in recipe.steps[: first_cut(recipe)] if step.kind() == "measure"]
+    accuracy, macs, nonzero = (_last(ran, name, measured) for name in ("accuracy", "macs", "macs_nonzero"))
+    there = [name for name in methods if accuracy.get(name) and macs.get(name)]
+    if not there:
+        return None
+    name = min(there, key=lambda each: method_of(each).sparsify is not None)
+    values = tuple(accuracy[name].values())
+    over = mean_over_seeds(values)
+    costs = (_mean(macs[name]), math.nan, math.nan, values, _mean(nonzero.get(name)))
+    return MethodRow("dense", over.mean, over.low, over.high, *costs)
+
+
+def _last(ran: Ran, name: str, variants: Sequence[str] | None = None) -> dict[str, dict[int, float]]:
+    """The last value of a measure, by method and seed; of these steps alone where they are given."""
     found: dict[str, dict[int, float]] = {}
     for item in ran.measurements:
+        if variants is not None and item.context.get("variant") not in variants:
+            continue
         if item.name == name and "method" in item.context and "epoch" not in item.context:
             found.setdefault(str(item.context["method"]), {})[int(seed_of(item.context))] = float(item.value)
     return found

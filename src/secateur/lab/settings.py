@@ -281,6 +281,13 @@ def assign(whole: Table, key: str, value: object, source: str) -> None:
 
     Raises:
         RecipeError: The recipe has no such key.
+
+    An option of a plug-in that so far is a name alone joins the name:
+
+    >>> whole = {"step": [{"kind": "prune", "label": "prune", "criterion": "taylor"}]}
+    >>> assign(whole, "prune.criterion.mode", "train", "recipe")
+    >>> whole["step"][0]["criterion"]
+    {'name': 'taylor', 'mode': 'train'}
     """
     if key in whole.get("choice", {}):
         for inner, meant in grids.chosen(whole["choice"], key, value, source).items():
@@ -305,6 +312,9 @@ def assign(whole: Table, key: str, value: object, source: str) -> None:
         raise RecipeError(f"{source}: {key!r}: the kind of a step cannot be set; write another recipe")
     for part in parts[:-1]:
         inner = table.get(part)
-        table[part] = dict(inner) if isinstance(inner, dict) else {}
+        if isinstance(inner, str) and first in labels:  # the name of a plug-in, which its options join
+            table[part] = {"name": inner}
+        else:
+            table[part] = dict(inner) if isinstance(inner, dict) else {}
         table = table[part]
     table[parts[-1]] = value

@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from secateur.core.json_text import finite
 from secateur.core.measurement import Measurement, Measurements
 from secateur.core.over_seeds import interval_of, mean_over_seeds
 from secateur.errors import NothingToDoError, OptionError, StoreError
@@ -213,7 +214,7 @@ def _flat(measurements: Measurements) -> tuple[list[str], list[Table]]:
         base = {"name": item.name, "unit": item.unit, "definition": item.definition, **context}
         whole = {
             "notes": "; ".join(item.notes),
-            "trials": json.dumps(list(item.trials)) if item.trials else "",
+            "trials": json.dumps(finite(item.trials)) if item.trials else "",
         }
         rows.append({**base, **whole, "layer": "", "value": float(item.value)})
         rows += [{**base, "layer": layer, "value": float(value)} for layer, value in item.per_layer.items()]
@@ -262,7 +263,7 @@ def write_measurements(measurements: Measurements, path: Path) -> int:
         pyarrow.parquet.write_table(table, buffer)
         atomic_write(path, buffer.getvalue())
     elif path.suffix == ".json":
-        atomic_write(path, json.dumps(numbered(measurements), indent=2).encode())
+        atomic_write(path, json.dumps(finite(numbered(measurements)), indent=2).encode())
     else:
         raise OptionError(f"{path}: expected a name that ends in .csv, .parquet or .json")
     return len(rows)

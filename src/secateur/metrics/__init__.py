@@ -44,7 +44,7 @@ from secateur.metrics._why import LayerTime, Why, why
 from secateur.metrics.accuracy import Evaluate
 from secateur.registry import Registry
 
-__all__ = ["Evaluate", "LayerTime", "Why", "measure", "names", "why"]
+__all__ = ["Evaluate", "LayerTime", "Why", "measure", "measure_of", "names", "why"]
 
 _REGISTRY = Registry(__name__, __path__, "measure")
 
@@ -112,7 +112,7 @@ def _wanted(
     wanted = names() if what is None else [what] if isinstance(what, str) else list(what)
     if not wanted:
         raise NothingToDoError(f"measure: what= names no measure; {near('', names())}")
-    functions = {(name := _measure_of(each)): _function(name) for each in wanted}
+    functions = {(name := measure_of(each)): _function(name) for each in wanted}
     if what is not None:
         return functions
     return {
@@ -145,8 +145,12 @@ _OTHER_WORDS = {
 }
 
 
-def _measure_of(name: str) -> str:
-    """The measure that gives the row of a name, such as `params` for "nonzeros"; the name itself if there is none."""
+def measure_of(name: str) -> str:
+    """The measure that gives the row of a name, such as `params` for "nonzeros"; the name itself if there is none.
+
+    Args:
+        name: The row's.
+    """
     known = names()
     if name in known:
         return name

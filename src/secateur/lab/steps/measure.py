@@ -27,7 +27,7 @@ from secateur.lab.outcomes import Table
 from secateur.lab.state import State
 from secateur.lab.steps import Result, Step, Work
 from secateur.lab.training import evaluate
-from secateur.metrics import measure, names
+from secateur.metrics import measure, measure_of, names
 from secateur.metrics.latency import compare
 
 __all__ = ["MeasureStep"]
@@ -75,7 +75,9 @@ class MeasureStep(Step):
             raise OptionError(f"step {self.label!r}: what: expected at least one measure, got none")
         for name in self.what:
             if name not in (known := [*names(), "testing_time"]):
-                raise UnknownNameError(f"unknown measure {name!r}: {near(name, known)}")
+                raise UnknownNameError(
+                    f"step {self.label!r}: what: unknown measure {name!r}: {_comes_with(name) or near(name, known)}"
+                )
         self._check_evaluate()
         for batch in self._batches():
             if batch < 1:
@@ -182,6 +184,12 @@ class MeasureStep(Step):
         return Measurements(
             replace(row, context=own if row.context == this else {**row.context, **own}) for row in rows
         )
+
+
+def _comes_with(row: str) -> str:
+    """Which measure gives a row of a name that is no measure; "" if none is known to."""
+    giving = "accuracy" if row == "loss" else measure_of(row)
+    return f"a row of this name comes with {giving!r}; write what = [{giving!r}]" if giving != row else ""
 
 
 _PASSES = 3

@@ -27,6 +27,7 @@ def methods(measurements: Measurements) -> list[Figure]:
     """The figure, where several methods have an accuracy over seeds and a count of multiply-accumulates."""
     means: dict[str, Measurement] = {}
     costs: dict[str, float] = {}
+    nonzero: dict[str, float] = {}
     for item in measurements:
         method = item.context.get("method")
         value = finite(item.value)
@@ -36,6 +37,11 @@ def methods(measurements: Measurements) -> list[Figure]:
             means[str(method)] = item
         elif item.name == "macs":
             costs[str(method)] = value
+        elif item.name == "macs_nonzero":
+            nonzero[str(method)] = value
+    what = "multiply-accumulates"
+    if nonzero.keys() >= costs.keys() and any(nonzero[name] != cost for name, cost in costs.items()):
+        costs, what = nonzero, "multiply-accumulates with a non-zero weight"  # zeros were left in place
     table = tuple(_point(name, item, costs[name]) for name, item in means.items() if name in costs)
     if len(table) < 2:
         return []
@@ -44,13 +50,13 @@ def methods(measurements: Measurements) -> list[Figure]:
         Figure(
             "methods",
             "tradeoff",
-            "Accuracy of each method against multiply-accumulates",
+            f"Accuracy of each method against {what}",
             "Each point is a method: the mean over the seeds, with the 95 % interval of Student's t as a line. Where "
             "intervals overlap widely, these seeds cannot tell the methods apart; the paired test says more: it "
             "compares them seed by seed.",
-            _chart(table),
+            _chart(table, what),
             f"{len(table)} methods; the highest mean accuracy is that of {best[0]}, {best[2]:.4f} at {best[1]:,.0f} "
-            "multiply-accumulates.",
+            f"{what}.",
             FigureTable(("method", "macs", "accuracy", "low", "high", "seeds"), table),
         )
     ]
@@ -62,14 +68,14 @@ def _point(name: str, item: Measurement, cost: float) -> Point:
     return name, cost, mean, low, high, max(1, len(item.trials))
 
 
-def _chart(table: tuple[Point, ...]) -> alt.LayerChart | alt.FacetChart:
+def _chart(table: tuple[Point, ...], what: str) -> alt.LayerChart | alt.FacetChart:
     """Points with the lines of their intervals."""
     data = [dict(zip(("method", "macs", "accuracy", "low", "high", "seeds"), row)) for row in table]
     base = alt.Chart(alt.Data(values=data)).encode(
         x=alt.X(
             "macs:Q",
             scale=alt.Scale(zero=False, padding=24),
-            axis=alt.Axis(format="~s", title="multiply-accumulates", tickCount=5),
+            axis=alt.Axis(format="~s", title=what, tickCount=5),
         ),
         color=alt.Color("method:N", scale=alt.Scale(domain=[row[0] for row in table])),
     )

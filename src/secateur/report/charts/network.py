@@ -45,6 +45,9 @@ def network(measurements: Measurements) -> list[Figure]:
         for layer in before
     ]
     names = [str(item.context.get("variant", "model")) for item in pair]
+    columns = (f"width, {names[0]}", f"width, {names[1]}")
+    if names[0] == names[1]:  # one model, or two of one name: columns are told apart all the same
+        columns = (f"width, {names[0]}", f"width, {names[1]}, after")
     groups = {layer.group for layer in drawn if layer.group}
     gone = sum(layer.before - layer.after for layer in drawn)
     total = sum(layer.before for layer in drawn)
@@ -60,7 +63,7 @@ def network(measurements: Measurements) -> list[Figure]:
             f"{len(drawn)} layers, {len(groups)} coupled group{'s' * (len(groups) != 1)}; {gone:,} of {total:,} units "
             "were removed.",
             FigureTable(
-                ("layer", "kind", f"width, {names[0]}", f"width, {names[1]}", "coupled group"),
+                ("layer", "kind", *columns, "coupled group"),
                 tuple((layer.name, layer.kind, layer.before, layer.after, layer.group) for layer in drawn),
             ),
             narrow=draw_network(drawn, narrow=True),

@@ -1,0 +1,76 @@
+"""`compare` and `search` on the command line: strict JSON, what was varied, recipes with a model of the user's own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+OWN = """
+import torch
+
+def net():
+    return torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+
+def rows(count=80):
+    inputs = torch.arange(count * 4.0).reshape(count, 4).sin()
+    part = (inputs, (inputs[:, 0] > 0).long())
+    return dict(train=part, test=part)
+"""
+RECIPE = """
+data = {name = "NAME:rows"}
+model = {name = "NAME:net"}
+lab = {threads = 1}
+step = [
+  {kind = "measure", label = "dense", what = ["accuracy", "macs"]},
+  {kind = "prune", budget = 0.5},
+  {kind = "prune", budget = 0.75},
+  {kind = "measure", label = "end", what = ["accuracy", "macs", "sparsity"]},
+]
+"""
+
+
+@pytest.fixture
+def recipe(secateur, monkeypatch, request):
+    """A recipe that names code beside it; no other test has a module of this name."""
+    name = f"cli_{request.node.name}"
+    Path(f"{name}.py").write_text(OWN)
+    Path("r.toml").write_text(RECIPE.replace("NAME", name))
+    monkeypatch.setattr(sys, "path", [*sys.path, str(Path.cwd())])
+    yield "r.toml"
+    sys.modules.pop(name, None)
+
+
+def test_compare_prints_strict_json_and_says_what_it_varied(secateur, recipe):
+    code, out, err = secateur(
+        "compare", recipe, "--allow-code", "--methods", "magnitude,random", "--seeds", "1", "--json", "-q"
+    )
+    assert code == 0, err
+    rows = json.loads(out, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    assert [row["method"] for row in rows] == ["magnitude", "random", "dense"]
+    assert [(row["p"], row["raw_p"], row["low"]) for row in rows] == [(None, None, None)] * 3
+    assert [(row["macs"], row["macs_nonzero"]) for row in rows] == [(96, 24), (96, 24), (96, 96)]
+    assert "varied: the criterion of prune, prune2" in err
+
+
+def test_search_runs_a_recipe_with_code_that_is_allowed(secateur, recipe):
+    pytest.importorskip("optuna", reason="OPTUNA IS NOT INSTALLED: the search is not tested here")
+    words = (
+        "search",
+        recipe,
+        "--over",
+        "prune.budget=0.1,0.3",
+        "--maximize",
+        "sparsity",
+        "--trials",
+        "1",
+        "-q",
+    )
+    code, _, err = secateur(*words)
+    assert code != 0
+    assert "say --allow-code" in err
+    code, out, err = secateur(*words, "--allow-code", "--device", "cpu", "--json")
+    assert code == 0, err
+    assert [bool(one["values"]) for one in json.loads(out)["tried"]] == [True]

@@ -200,6 +200,7 @@ def test_where_zeros_stay_in_place_the_products_that_are_left_are_shown():
     assert [line[head.index("macs with a non-zero weight")] for line in cells] == ["40", "30"]
     (figure,) = methods(comparing.MethodComparison(rows, 2, found).measurements())
     assert figure.title == "Accuracy of each method against multiply-accumulates with a non-zero weight"
+    assert figure.table.head[1] == "macs_nonzero"
     assert [row[1] for row in figure.table.rows] == [40.5, 30.5]
     cut = tuple(replace(row, macs_nonzero=row.macs) for row in rows)
     assert "macs with a non-zero weight" not in comparing.MethodComparison(cut, 2, found).table()[0]

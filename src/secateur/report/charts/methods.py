@@ -39,9 +39,10 @@ def methods(measurements: Measurements) -> list[Figure]:
             costs[str(method)] = value
         elif item.name == "macs_nonzero":
             nonzero[str(method)] = value
-    what = "multiply-accumulates"
+    what, column = "multiply-accumulates", "macs"
     if nonzero.keys() >= costs.keys() and any(nonzero[name] != cost for name, cost in costs.items()):
-        costs, what = nonzero, "multiply-accumulates with a non-zero weight"  # zeros were left in place
+        # Zeros were left in place: what a method saved are the others.
+        costs, what, column = nonzero, "multiply-accumulates with a non-zero weight", "macs_nonzero"
     table = tuple(_point(name, item, costs[name]) for name, item in means.items() if name in costs)
     if len(table) < 2:
         return []
@@ -57,7 +58,7 @@ def methods(measurements: Measurements) -> list[Figure]:
             _chart(table, what),
             f"{len(table)} methods; the highest mean accuracy is that of {best[0]}, {best[2]:.4f} at {best[1]:,.0f} "
             f"{what}.",
-            FigureTable(("method", "macs", "accuracy", "low", "high", "seeds"), table),
+            FigureTable(("method", column, "accuracy", "low", "high", "seeds"), table),
         )
     ]
 

@@ -266,6 +266,7 @@ def test_a_whole_comparison_goes_through_the_store_and_makes_a_page(tmp_path):
     assert len(rows) == 3
     assert len(head) == len(rows[0])
     assert "magnitude" in str(found)
+    assert "\nvaried: the criterion of prune\nvaried with group_sparse: also sparsify of train" in str(found)
     again = compare_methods(recipe, store, names, seeds=2)
     assert again.ran.computed == 0
     assert again.rows == found.rows

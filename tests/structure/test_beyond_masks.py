@@ -27,7 +27,7 @@ def test_biases_that_leave_with_their_filters_are_said() -> None:
         small = sc.shrink(model, masks, x)
     off = (masks.apply(model)(x) - small.model(x)).abs().max()
     assert off > 0.01  # this is what the warning is about
-    assert "equal to the masked model with 0.bias, 2.bias of removed channels at zero as well" in str(
+    assert "equal to the masked model with the constants of removed channels (0.bias, 2.bias) at zero" in str(
         small.proof
     )
 
@@ -53,3 +53,33 @@ def test_what_changes_nothing_is_not_said() -> None:
         warnings.simplefilter("error")
         assert sc.shrink(model, by_channel, x).proof.besides == ""
         assert sc.shrink(bare, by_filter, x).proof.besides == ""
+
+
+def test_an_activation_that_makes_a_constant_of_zeros_is_said() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16, bias=False), nn.Sigmoid(), nn.Linear(16, 4)).eval()
+    masks, x = sc.prune(model, "l2", "filter", 0.5, skip="2"), torch.randn(6, 8)
+    with pytest.warns(UserWarning, match="keep their constants, which leave with the channels"):
+        small = sc.shrink(model, masks, x)
+    assert "with the constants of removed channels at zero as well" in str(small.proof)
+
+
+class _NoDouble(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 3)
+        self.a.bias.data.fill_(2.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.a(x).relu()
+        if hidden.dtype == torch.float64:
+            raise RuntimeError("not implemented for 'Double'")
+        return self.b(hidden)
+
+
+def test_it_is_measured_in_the_precision_of_the_proof() -> None:
+    torch.manual_seed(0)
+    model, x = _NoDouble().eval(), torch.randn(4, 6)
+    masks = sc.prune(model, "l2", "filter", 0.5, skip="b")
+    with pytest.warns(UserWarning, match=r"keep their constants \(a\.bias\)"):
+        assert sc.shrink(model, masks, x).proof.dtype == "float32"

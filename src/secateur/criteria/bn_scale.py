@@ -55,7 +55,7 @@ class BnScale(Criterion):
         """|gamma| of each weight's output."""
         layers = layers_of(targets)
         reference = next(model.parameters())
-        call = move(first_call("bn_scale", context), reference.device, reference.dtype)
+        call = move(first_call("bn_scale", context, model), reference.device, reference.dtype)
         with undisturbed(model, mode="eval"):
             after = norm_after(model, layers, call)
         values = {}

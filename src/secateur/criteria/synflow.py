@@ -82,7 +82,11 @@ class Synflow(Criterion):
         held = weights(model, targets)
         device = next(iter(held.values())).device
         with undisturbed(model, mode="eval"):
-            call = first_call("synflow", context) if self.input == "ones" else _of_data(self.input, context)
+            call = (
+                first_call("synflow", context, model)
+                if self.input == "ones"
+                else _of_data(self.input, context, model)
+            )
             try:
                 flow = self._flow(model, set(held), call, accumulator_dtype(device))
             except RuntimeError:
@@ -212,7 +216,9 @@ def _check_data(kind: str, found: list[torch.Tensor], seen: int) -> None:
         raise DataError(f"synflow: input {kind!r} is undefined: {why}; use input='ones', or other data")
 
 
-def _of_data(kind: str, context: Context) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _of_data(
+    kind: str, context: Context, model: nn.Module | None = None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A call of one example: of every input element the mean size or the spread over the data; integers as found.
 
     >>> pairs = [(torch.tensor([[-1.0, 2.0]]), None), (torch.tensor([[3.0, 2.0]]), None)]
@@ -227,7 +233,7 @@ def _of_data(kind: str, context: Context) -> tuple[tuple[Any, ...], dict[str, An
     squares: list[torch.Tensor] = []
     first: tuple[tuple[Any, ...], dict[str, Any]] | None = None
     for index, raw in enumerate(batches("synflow", context)):
-        batch = read_batch(raw, index, labels_apart=True)
+        batch = read_batch(raw, index, labels_apart=True, model=model)
         call = (batch.args, batch.kwargs)
         parts = [t.to(accumulator_dtype(t.device)) for t in tensors_in(call) if t.is_floating_point()]
         if first is None:

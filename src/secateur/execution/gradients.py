@@ -108,12 +108,15 @@ def batches(who: str, context: Context) -> Iterator[object]:
         raise DataError(f"{who}: the data held no batch{spent}")
 
 
-def first_call(who: str, context: Context) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def first_call(
+    who: str, context: Context, model: nn.Module | None = None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """How the model is called: on `context.example`, or else on the inputs of the first batch of `context.data`.
 
     Args:
         who: The criterion's name, for error messages.
         context: Where the example or the data is.
+        model: As in `read_batch`.
 
     Returns:
         (arguments, keywords).
@@ -125,7 +128,7 @@ def first_call(who: str, context: Context) -> tuple[tuple[Any, ...], dict[str, A
         return call_arguments(context.example)
     if context.data is None:
         raise DataError(f"{who} needs the shape of one input: pass example=<a tensor> (or data=<batches>)")
-    batch = read_batch(next(iter(batches(who, context))), 0, labels_apart=True)
+    batch = read_batch(next(iter(batches(who, context))), 0, labels_apart=True, model=model)
     return batch.args, batch.kwargs
 
 

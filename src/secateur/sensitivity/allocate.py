@@ -169,7 +169,7 @@ def allocate(
     budgets.registry.get("macs")(keep)  # checks the share that remains
     evaluation = Evaluation.of(evaluate)
     if example is None and evaluation.batches:
-        example = first_example(evaluation.batches, single=True)
+        example = first_example(evaluation.batches, single=True, model=model)
     rule: Criterion = criteria.registry.make(criterion)
     grain: Granularity = granularities.registry.make(granularity)
     data = asked.data if asked.data is not None else evaluation.batches or None

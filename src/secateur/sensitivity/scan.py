@@ -156,7 +156,7 @@ def scan(
     grid = check_levels(levels)
     evaluation = Evaluation.of(evaluate, asked.subset)
     if example is None and evaluation.batches:
-        example = first_example(evaluation.batches, single=True)
+        example = first_example(evaluation.batches, single=True, model=model)
     rule: Criterion = criteria.registry.make(criterion)
     grain: Granularity = granularities.registry.make(granularity)
     data = asked.data if asked.data is not None else evaluation.batches

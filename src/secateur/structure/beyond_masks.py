@@ -1,8 +1,8 @@
 """What leaves with removed channels although the masks keep it: biases, and the numbers of norms.
 
-Masks of granularity "filter" drop the weights of a channel and nothing else. A bias or a norm behind them gives the
-channel a constant output, which is trained while the masks are held, and which a cut removes. A warning says so, and
-by how much the outputs change.
+Masks of granularity "filter" drop the weights of a channel and nothing else. A bias, a norm or an activation behind
+them gives the channel a constant output, which is trained while the masks are held, and which a cut removes. A warning
+says so, and by how much the outputs change.
 
 >>> model = nn.Sequential(nn.Linear(1, 2), nn.Linear(2, 1, bias=False)); _ = model[0].bias.data.fill_(1.0)
 >>> rows = torch.tensor([[True], [False]])
@@ -21,6 +21,7 @@ from secateur.core.user_warnings import warn
 from secateur.execution.example import Example
 from secateur.structure.cutting import Cut
 from secateur.structure.depth.bypass import bypass_
+from secateur.structure.proof import Proof
 from secateur.structure.proof_runs import double_copy, run
 from secateur.structure.selections import largest_difference
 
@@ -48,7 +49,7 @@ def constants(model: nn.Module, masks: Masks, whole: Masks) -> list[str]:
     return found
 
 
-def warn_of_constants(model: nn.Module, masks: Masks, cut: Cut, example: Example, tolerance: float) -> str:
+def warn_of_constants(model: nn.Module, masks: Masks, cut: Cut, example: Example, proof: Proof) -> str:
     """Warn where the cut model is not what the masks alone make of the model, because constants left with channels.
 
     Args:
@@ -56,36 +57,55 @@ def warn_of_constants(model: nn.Module, masks: Masks, cut: Cut, example: Example
         masks: The masks that the cut was asked for.
         cut: The cut model, and everything that the cut removes: the proof compares with the model that this masks.
         example: One input.
-        tolerance: The largest difference, over the largest output, that counts as equal.
+        proof: The proof, for its precision and tolerance.
 
     Returns:
         What the proof says of it; empty where the outputs are equal.
     """
-    names = constants(model, masks, cut.masks)
-    if not names:
+    if not _leaves_more(model, masks, cut.masks):
         return ""
-    dtype = torch.float32 if next(model.parameters()).device.type == "mps" else torch.float64
+    names = constants(model, masks, cut.masks)
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    listed = f" ({', '.join(names[:_NAMED])}{more})" if names else ""
+    off = _difference(model, masks, cut, example, getattr(torch, proof.dtype))
+    if off is None:
+        return f"with the constants of removed channels{listed} at zero as well; what they change was not measured"
+    if off <= proof.tolerance:
+        return ""
+    warn(
+        f"the masks drop all weights of some channels and keep their constants{listed}, which leave with "
+        f"the channels: the small model's outputs differ by {off:.2g} of the largest from those under the masks. "
+        "Train the small model, or prune with granularity 'channel', whose masks hold constants at zero as well"
+    )
+    return f"with the constants of removed channels{listed} at zero as well, else outputs differ by {off:.2g}"
+
+
+def _leaves_more(model: nn.Module, masks: Masks, whole: Masks) -> bool:
+    """Whether a cut removes a weight that is not zero and that the masks keep."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, mask in whole.items():
+        if name not in parameters or (name in masks and torch.equal(masks[name], mask)):
+            continue
+        leaves = masks[name] & ~mask if name in masks else ~mask
+        if bool((parameters[name].detach().to(leaves.device)[leaves] != 0).any()):
+            return True
+    return False
+
+
+def _difference(
+    model: nn.Module, masks: Masks, cut: Cut, example: Example, dtype: torch.dtype
+) -> float | None:
+    """The largest difference of the outputs from the masked model's, over the largest; None where a run fails."""
     dense = double_copy(model, masks, dtype)
     bypass_(dense, cut.bypassed)
     left = run(dense, example, "no_grad", dtype)
     del dense
     right = run(double_copy(cut.model, None, dtype), example, "no_grad", dtype)
+    shapes = [[tensor.shape for tensor in each.outputs] for each in (left, right)]
+    if left.error is not None or right.error is not None or shapes[0] != shapes[1]:
+        return None
     absolute = scale = 0.0
-    if [a.shape for a in left.outputs] != [b.shape for b in right.outputs]:
-        return ""  # outputs that select, as boxes do; the proof compares what they select from
     for a, b in zip(left.outputs, right.outputs, strict=True):
         apart, largest = largest_difference(a, b)
         absolute, scale = max(absolute, apart), max(scale, largest)
-    off = absolute / scale if scale else absolute
-    if off <= tolerance:
-        return ""
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    listed = ", ".join(names[:_NAMED]) + more
-    warn(
-        f"the masks drop all weights of some channels and keep their constants ({listed}), which leave with "
-        f"the channels: the small model's outputs differ by {off:.2g} of the largest from those under the masks. "
-        "Train the small model, or prune with granularity 'channel', whose masks hold constants at zero as well"
-    )
-    return (
-        f"with {listed} of removed channels at zero as well, else outputs differ by {off:.2g} of the largest"
-    )
+    return absolute / scale if scale else absolute

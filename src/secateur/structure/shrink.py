@@ -198,7 +198,7 @@ def shrink(
     work = _ProvenCut(model, masks, example, options, as_proof_options(proof))
     done, found = work.run()
     if found.equality:
-        found = replace(found, besides=warn_of_constants(model, masks, done, example, found.tolerance))
+        found = replace(found, besides=warn_of_constants(model, masks, done, example, found))
     plan = replace(done.plan, proof=found.domain)
     mark_model(done.model, plan, model)
     return Shrunk(done.model, found, plan, done.left, (*done.locked, *work.locks.values()), done.unsaid)

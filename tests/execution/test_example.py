@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import secateur as sc
 from secateur.errors import DataError, OptionError
 from secateur.execution.calling import call
 from secateur.execution.devices import chosen_device, device_of, device_word
@@ -103,3 +104,37 @@ def test_an_argument_that_the_model_needs_is_no_label() -> None:
             return x + y
 
     assert sorted(read_batch(dict(alone), 0, labels_apart=True, model=Named()).kwargs) == ["x", "y"]
+
+class Towers(nn.Module):
+    """Takes all of its inputs as one dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.user, self.item = nn.Linear(3, 8), nn.Linear(3, 8)
+
+    def forward(self, batch: dict[str, torch.Tensor], scale: float = 1.0) -> torch.Tensor:
+        return (self.user(batch["user"]) * self.item(batch["item"])).sum(1) * scale
+
+
+def test_a_dict_is_the_argument_of_a_model_that_has_none_of_its_keys() -> None:
+    model, batch = Towers(), {"user": torch.ones(2, 3), "item": torch.ones(2, 3), "label": torch.ones(2)}
+    for data in (batch, (batch, batch["label"]), (batch, None), [batch], ((batch,), None)):
+        read = read_batch(data, 0, labels_apart=True, model=model)
+        assert len(read.args) == 1
+        assert read.args[0] is batch or dict(read.args[0]) == batch
+        assert read.kwargs == {}
+        assert torch.equal(call(model, read.example), model(batch))
+    assert read_batch(batch, 0, labels_apart=True, model=model).targets is batch["label"]
+    named = read_batch({"batch": batch}, 0, labels_apart=True, model=model)
+    assert (named.args, list(named.kwargs)) == ((), ["batch"])
+
+
+def test_a_dict_as_the_argument_is_data_of_every_verb() -> None:
+    torch.manual_seed(0)
+    model = Towers().eval()
+    data = [{"user": torch.randn(16, 3), "item": torch.randn(16, 3)} for _ in range(2)]
+    masks = sc.prune(model, "wanda", budget=0.5, data=data)
+    plain = sc.prune(model, "wanda", budget=0.5, data=[{"batch": batch} for batch in data])
+    assert all(torch.equal(masks[name], plain[name]) for name in plain)
+    assert sc.compensate(model, masks, data).model(data[0]).shape == (16,)
+    assert len(sc.share(model, 2, data=data).codebooks) == 2

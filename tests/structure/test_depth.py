@@ -561,3 +561,35 @@ def test_one_block_that_is_needed_does_not_hold_the_others() -> None:
     found = find_blocks(Places(), X)
     assert [block.path for block in found.found] == ["blocks.1", "blocks.2", "blocks.3"]
     assert [each.path for each in found.refused] == ["blocks.0"]
+
+
+class Padded(nn.Module):
+    """A classifier of padded tokens whose encoder makes a nested tensor of each batch."""
+
+    def __init__(self, pooled: bool) -> None:
+        super().__init__()
+        self.pooled, self.table = pooled, nn.Embedding(20, 16, padding_idx=0)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 24, batch_first=True), 2)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        padding = tokens == 0
+        found = self.encoder(self.table(tokens), src_key_padding_mask=padding)
+        return found.masked_fill(padding[..., None], 0.0).sum(1) if self.pooled else found
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_layers_of_an_encoder_with_a_padding_mask_are_removed_with_proof(pooled: bool) -> None:
+    torch.manual_seed(0)
+    model, tokens = Padded(pooled).eval(), torch.randint(1, 20, (3, 6))
+    tokens[1, 4:] = 0
+    with pytest.warns(UserWarning, match="follows the addition"):
+        masks = sc.prune(model, "l2", "layer", 0.5, example=tokens)
+    small = sc.shrink(model, masks, tokens)
+    assert small.proof.holds
+    assert len(small.model.encoder.layers) == 1
+    assert model.encoder.use_nested_tensor
+    assert small.model.encoder.use_nested_tensor
+    bypassed = sc.bypassed(model, masks, tokens)
+    with torch.no_grad():
+        where = torch.ones(3, dtype=torch.bool) if pooled else tokens != 0
+        assert torch.allclose(bypassed(tokens)[where], small.model(tokens)[where], atol=1e-5)

@@ -210,3 +210,86 @@ def test_channels_that_a_computed_kernel_takes_whole_stay(transposed: bool) -> N
     masks = sc.Masks({"first.weight": rows.expand_as(model.first.weight)})
     with pytest.raises(sc.errors.NothingToDoError, match="no channel of Mixed can be removed"):
         sc.shrink(model, masks, x)
+
+
+class GatedConvolution(nn.Module):
+    """The convolution module of a Conformer: a gated linear unit, a depthwise or grouped convolution, batch norm."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.first, self.gate = nn.Conv1d(3, 16, 1), nn.GLU(dim=1)
+        self.middle, self.norm = nn.Conv1d(8, 8, 3, padding=1, groups=groups), nn.BatchNorm1d(8)
+        self.last = nn.Conv1d(8, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(F.silu(self.norm(self.middle(self.gate(self.first(x))))))
+
+
+@pytest.mark.parametrize(("groups", "middle"), [(1, (4, 4, 3)), (2, (4, 2, 3)), (8, (4, 1, 3))])
+def test_a_gated_linear_unit_cuts_value_and_gate_together(groups: int, middle: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model = GatedConvolution(groups).eval()
+    assert widths(model, torch.randn(2, 3, 9)) == [(8, 3, 1), middle, (4,), (2, 4, 1)]
+    x = torch.randn(2, 3, 9)
+    first = sc.prune(model, "l1", "channel", 0.5, example=x)["first.weight"].flatten(1).all(1)
+    assert torch.equal(first[:8], first[8:])
+
+
+def test_a_gate_that_is_constant_keeps_its_value_whole() -> None:
+    """The second half of the axis is no channel of a layer, so that the first cannot lose one."""
+    constant = torch.randn(1, 8)
+    text = locked(lambda x: F.glu(torch.cat([x, constant.expand(x.shape[0], -1)], 1)))
+    assert "0.0% of the parameters can be cut" in text
+
+
+class RelativeAttention(nn.Module):
+    """Transformer-XL's attention: queries with two biases meet keys, and projections of relative positions."""
+
+    def __init__(self, width: int = 8, heads: int = 4) -> None:
+        super().__init__()
+        self.heads, self.size = heads, width // heads
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
+        self.pos = nn.Linear(width, width, bias=False)
+        self.u, self.w = (nn.Parameter(torch.randn(heads, self.size)) for _ in range(2))
+        self.register_buffer("table", torch.randn(5, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, length, _ = x.shape
+        q = self.q(x).view(batch, length, self.heads, self.size)
+        k, v = (
+            layer(x).view(batch, length, self.heads, self.size).transpose(1, 2) for layer in (self.k, self.v)
+        )
+        r = self.pos(self.table[:length]).view(length, self.heads, self.size).transpose(0, 1)
+        scores = (q + self.u).transpose(1, 2) @ k.mT + (q + self.w).transpose(1, 2) @ r.mT
+        mixed = (scores / self.size**0.5).softmax(-1) @ v
+        return self.o(mixed.transpose(1, 2).reshape(batch, length, self.heads * self.size))
+
+
+@pytest.mark.parametrize(
+    ("granularity", "bias"), [("channel", (2, 2)), ("head", (2, 2)), ("head_size", (4, 1))]
+)
+def test_relative_attention_loses_heads_or_positions_of_all(granularity: str, bias: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    model, x = RelativeAttention().eval(), torch.randn(2, 5, 8)
+    small = sc.shrink(model, sc.prune(model, "l1", granularity, 0.5, example=x), x)
+    assert small.proof.holds
+    width = bias[0] * bias[1]
+    assert tuple(small.model.u.shape) == tuple(small.model.w.shape) == bias
+    for name in ("q", "k", "v", "pos"):
+        assert tuple(small.model.get_submodule(name).weight.shape) == (width, 8), name
+
+
+def test_a_table_of_positions_does_not_stop_the_channels_beside_it() -> None:
+    """Both axes of the table meet the outputs of one layer; the channels are cut, not the length."""
+
+    class Generated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 40), nn.Linear(8, 2)
+            self.positions = nn.Parameter(torch.randn(5, 8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.first(x).view(-1, 5, 8) + self.positions)
+
+    torch.manual_seed(0)
+    assert widths(Generated(), torch.randn(2, 3)) == [(20, 3), (2, 4)]

@@ -176,8 +176,10 @@ def write_int8(
         NothingToDoError: The model has no layer that could be quantised.
         BudgetNotMetError: The limit does not hold while any layer is quantised.
     """
-    batches = [example] if isinstance(int8, str) else _inputs_of(int8, options.batches, "int8")
-    compared = batches if options.compare is None else _inputs_of(options.compare, options.batches, "compare")
+    batches = [example] if isinstance(int8, str) else _inputs_of(model, int8, options.batches, "int8")
+    compared = (
+        batches if options.compare is None else _inputs_of(model, options.compare, options.batches, "compare")
+    )
     judge = _Judge(model, compared, options)
     with tempfile.TemporaryDirectory() as scratch, quiet():
         folder = Path(scratch)
@@ -222,7 +224,7 @@ def _prepare(path: Path, own: bool, dynamic: bool) -> None:
         tools.save(graph, str(path))
 
 
-def _inputs_of(batches: Iterable[object], most: int, what: str) -> list[Example]:
+def _inputs_of(model: nn.Module, batches: Iterable[object], most: int, what: str) -> list[Example]:
     """The model's inputs in each of the first batches, on the CPU, where the file runs; targets are left out."""
     if isinstance(batches, torch.Tensor):
         raise DataError(f"{what}: expected an iterable of batches, got a tensor; put it in a list")
@@ -231,7 +233,7 @@ def _inputs_of(batches: Iterable[object], most: int, what: str) -> list[Example]
         if index == most:
             break
         single = isinstance(batch, torch.Tensor)
-        inputs = batch if single else read_batch(batch, index, labels_apart=True).example
+        inputs = batch if single else read_batch(batch, index, labels_apart=True, model=model).example
         found.append(moved(inputs, torch.device("cpu")))
     if not found:
         raise DataError(

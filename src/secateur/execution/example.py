@@ -123,13 +123,15 @@ def read_batch(batch: object, index: int, *, labels_apart: bool, model: nn.Modul
     """A batch in any of the accepted forms.
 
     The last of a tuple or list of two or more is the targets, all before it the model's arguments. Inputs without
-    targets are their own target, as those of an autoencoder are.
+    targets are their own target, as those of an autoencoder are. A dict holds keywords, unless the model takes one
+    argument and none of the keys is a keyword of it: then the dict is that argument, whole, labels and all.
 
     Args:
         batch: An item of the data.
         index: Its position in the data, for error messages.
         labels_apart: Whether the labels in a dict go to the loss only, not to the model.
-        model: The model, where the caller has it: what its forward cannot do without is an input, whatever its name.
+        model: The model, where the caller has it: what its forward cannot do without is an input, whatever its name,
+            and a dict may be its one argument.
 
     Returns:
         The batch, separated into arguments, keywords and targets.
@@ -143,7 +145,8 @@ def read_batch(batch: object, index: int, *, labels_apart: bool, model: nn.Modul
         if labels_apart:
             needed = _needed(model)
             key = next((key for key in _LABELS if key in kwargs and key not in needed), None)
-            targets = kwargs.pop(key) if key is not None else None
+            if key is not None:
+                targets = kwargs[key] if _takes_a_dict(model, kwargs) else kwargs.pop(key)
         call: tuple[tuple[Any, ...], dict[str, Any]] = ((), kwargs)
     elif isinstance(batch, (tuple, list)) and len(batch) >= 2:
         call = _arguments(batch[0] if len(batch) == 2 else tuple(batch[:-1]))
@@ -151,6 +154,8 @@ def read_batch(batch: object, index: int, *, labels_apart: bool, model: nn.Modul
     else:
         inputs = batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 1 else batch
         call, targets = _arguments(inputs), inputs
+    if not call[0] and _takes_a_dict(model, call[1]):
+        call = ((call[1],), {})
     first = next((t for t in tensors_in([*call[0], call[1]]) if t.dim() > 0), None)
     if first is None:
         raise DataError(
@@ -162,18 +167,41 @@ def read_batch(batch: object, index: int, *, labels_apart: bool, model: nn.Modul
     return Batch(*call, targets=targets, size=int(first.shape[0]))
 
 
+def _parameters(model: nn.Module | None) -> list[inspect.Parameter]:
+    """The parameters of a model's forward; none where they cannot be told."""
+    try:
+        return list(inspect.signature(model.forward).parameters.values()) if model is not None else []
+    except (TypeError, ValueError):
+        return []
+
+
 def _needed(model: nn.Module | None) -> set[str]:
     """The arguments of a model's forward that have no default; none where they cannot be told."""
-    try:
-        parameters = inspect.signature(model.forward).parameters.values() if model is not None else ()
-    except (TypeError, ValueError):
-        return set()
     return {
         parameter.name
-        for parameter in parameters
+        for parameter in _parameters(model)
         if parameter.default is parameter.empty
         and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     }
+
+
+def _takes_a_dict(model: nn.Module | None, keywords: Mapping[str, object]) -> bool:
+    """Whether these keywords are the one argument of a model: it needs no other, and has none of their names.
+
+    >>> class Tower(nn.Module):
+    ...     def forward(self, batch, scale=1.0): ...
+    >>> _takes_a_dict(Tower(), {"user": 1}), _takes_a_dict(Tower(), {"batch": 1}), _takes_a_dict(nn.ReLU(), {})
+    (True, False, False)
+    """
+    parameters = _parameters(model)
+    if not keywords or not parameters or any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return False
+    needed = [each for each in parameters[1:] if each.default is each.empty]
+    return (
+        parameters[0].kind in (parameters[0].POSITIONAL_ONLY, parameters[0].POSITIONAL_OR_KEYWORD)
+        and all(each.kind is each.VAR_POSITIONAL for each in needed)
+        and not any(each.name in keywords for each in parameters)
+    )
 
 
 def _arguments(inputs: object) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -28,6 +28,9 @@ __all__ = ["bypass_", "stream_of"]
 def bypass_(model: nn.Module, paths: Iterable[str]) -> Callable[[], None]:
     """Let blocks return their input: the first output of a block is replaced by its input of the same shape.
 
+    torch's encoders around these blocks make no nested tensor of a padded batch meanwhile: only layers without hooks
+    take one.
+
     Args:
         model: The model; hooks are put on its blocks.
         paths: The dotted names of the blocks.
@@ -35,8 +38,17 @@ def bypass_(model: nn.Module, paths: Iterable[str]) -> Callable[[], None]:
     Returns:
         A function that removes the hooks.
     """
-    handles = []
-    for path in paths:
+    handles, blocks = [], list(paths)
+    nesting = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.TransformerEncoder)
+        and getattr(module, "use_nested_tensor", False)
+        and any(not name or path.startswith(f"{name}.") for path in blocks)
+    ]
+    for encoder in nesting:
+        encoder.use_nested_tensor = False
+    for path in blocks:
         block, kept = model.get_submodule(path), _Kept()
         handles.append(block.register_forward_pre_hook(kept.before, with_kwargs=True))
         handles.append(block.register_forward_hook(kept.after))
@@ -44,6 +56,8 @@ def bypass_(model: nn.Module, paths: Iterable[str]) -> Callable[[], None]:
     def take_off() -> None:
         for handle in handles:
             handle.remove()
+        for encoder in nesting:
+            encoder.use_nested_tensor = True
 
     return take_off
 

@@ -112,7 +112,7 @@ def merge(
     if not any(fields):
         return Layout(tuple(shape))
     _yield_buffers(labels, fields)
-    while _lock_where_fixed(labels, fields, spans) or _split_conflicts(labels, fields):
+    while _lock_where_fixed(labels, fields, spans) or _split_conflicts(labels, fields, len(shape)):
         pass
     return _joined(labels, shape, fields, zero, len(operands))
 
@@ -187,13 +187,20 @@ def _groups(fields: Sequence[Sequence[Field]]) -> list[set[int]]:
     return groups
 
 
-def _split_conflicts(labels: Labels, fields: list[list[Field]]) -> bool:
-    """Where one operand holds two fields inside what another binds jointly, keep the stronger and lock the other."""
+def _split_conflicts(labels: Labels, fields: list[list[Field]], rank: int) -> bool:
+    """Where one operand holds two fields inside what another binds jointly, keep the stronger and lock the other.
+
+    A bias of queries, [heads, size], added to [batch, length, heads, size] keeps its heads, the outer axis, or their
+    size where heads are to become smaller. In a tensor of fewer axes the outer one may be the length of a sequence,
+    which no layer can be cut by, so that the longer is kept.
+    """
     for group in _groups(fields):
         if len(group) < 2:
             continue
         for mine in fields:
             inside = sorted((f for f in mine if group & set(f.axes)), key=lambda f: (f.weak, -f.labels.size))
+            if len(inside) == 2 and rank > 3 and inside[0].weak == inside[1].weak:
+                inside.sort(key=lambda f: f.axes, reverse=labels.sizes)
             if len(inside) > 1:
                 labels.lock(inside[-1].labels, "two axes that could be cut are folded into one")
                 mine.remove(inside[-1])

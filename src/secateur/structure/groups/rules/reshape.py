@@ -7,7 +7,16 @@ from dataclasses import replace
 import numpy as np
 
 from secateur.structure.groups.labels import Field, Layout, squeezed
-from secateur.structure.groups.layout import concat, drop_axes, moved, reduce_field, reshape, take, weakly
+from secateur.structure.groups.layout import (
+    concat,
+    drop_axes,
+    merge,
+    moved,
+    reduce_field,
+    reshape,
+    take,
+    weakly,
+)
 from secateur.structure.groups.rules import Follower, rule
 from secateur.structure.trace.trace import Op
 
@@ -129,6 +138,21 @@ def split(f: Follower, op: Op) -> list[Layout]:
         found.append(take(f.labels, f.of(x), axis, slice(start, stop)))
         start = stop
     return found
+
+
+@rule("glu")
+def glu(f: Follower, op: Op) -> Layout:
+    """The first half of an axis times the sigmoid of the second: channel c of one half goes with c of the other."""
+    x, out = op.args[0], op.results()[0]
+    axis = op.arg(1, "dim", -1) % len(x.shape)
+    half = out.shape[axis]
+    value = take(f.labels, f.of(x), axis, slice(0, half))
+    gate = take(f.labels, f.of(x), axis, slice(half, 2 * half))
+    open_gate = Layout(
+        gate.shape, tuple(replace(field, zero=False) for field in gate.fields)
+    )  # sigmoid(0) = 0.5
+    axes = range(len(out.shape))
+    return merge(f.labels, out.shape, [(value, axes), (open_gate, axes)], zero="any")
 
 
 @rule("cat", "concat")

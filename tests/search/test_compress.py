@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import math
+import warnings
 
 import pytest
 import torch
@@ -456,6 +457,34 @@ def test_small_takes_the_weights_of_recurrent_and_attention_layers_too():
             found = sc.compress(model, x, lambda net: 1.0, goal="small", data=data, options=skipping)
             assert "gru.weight_ih_l0" not in found.codebooks
             assert "attention.in_proj_weight" in found.codebooks
+
+
+def test_weights_of_recurrent_layers_are_pruned_for_a_small_file_with_data_too():
+    """Least squares scores layers alone; the weights that belong to none would keep the file from being small."""
+
+    class Forecast(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.last = nn.LSTM(6, 24, batch_first=True), nn.Linear(24, 3)
+
+        def forward(self, x):
+            return self.last(self.rnn(x)[0][:, -1])
+
+    torch.manual_seed(0)
+    model, data = Forecast().eval(), [torch.randn(40, 5, 6)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = sc.compress(
+            model,
+            data[0],
+            lambda net: 1.0,
+            goal="small",
+            data=data,
+            options=sc.CompressOptions(attempts=1, bits=3),
+        )
+    for name, value in found.model.named_parameters():
+        if value.dim() > 1:
+            assert float((value == 0).float().mean()) == pytest.approx(0.5, abs=0.02), name
 
 
 def test_inputs_of_nan_are_said(trained, batches):

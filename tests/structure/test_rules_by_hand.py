@@ -245,7 +245,7 @@ def test_a_gate_that_is_constant_keeps_its_value_whole() -> None:
 class RelativeAttention(nn.Module):
     """Transformer-XL's attention: queries with two biases meet keys, and projections of relative positions."""
 
-    def __init__(self, width: int = 8, heads: int = 4) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads, self.size = heads, width // heads
         self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
@@ -266,17 +266,19 @@ class RelativeAttention(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("granularity", "bias"), [("channel", (2, 2)), ("head", (2, 2)), ("head_size", (4, 1))]
+    ("granularity", "heads", "bias"),
+    [("channel", 2, (1, 4)), ("head", 2, (1, 4)), ("head_size", 2, (2, 2)), ("head_size", 4, (4, 1))],
 )
-def test_relative_attention_loses_heads_or_positions_of_all(granularity: str, bias: tuple[int, int]) -> None:
+def test_relative_attention_loses_heads_or_positions_of_all(
+    granularity: str, heads: int, bias: tuple[int, int]
+) -> None:
     torch.manual_seed(0)
-    model, x = RelativeAttention().eval(), torch.randn(2, 5, 8)
+    model, x = RelativeAttention(8, heads).eval(), torch.randn(2, 5, 8)
     small = sc.shrink(model, sc.prune(model, "l1", granularity, 0.5, example=x), x)
     assert small.proof.holds
-    width = bias[0] * bias[1]
     assert tuple(small.model.u.shape) == tuple(small.model.w.shape) == bias
     for name in ("q", "k", "v", "pos"):
-        assert tuple(small.model.get_submodule(name).weight.shape) == (width, 8), name
+        assert tuple(small.model.get_submodule(name).weight.shape) == (4, 8), name
 
 
 def test_a_table_of_positions_does_not_stop_the_channels_beside_it() -> None:

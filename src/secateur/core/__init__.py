@@ -1,6 +1,7 @@
 """The values that all other rooms exchange: small, frozen, checked when made. No room below it but errors and registry.
 
-In reading order: `targets` (which weights of a model can be pruned), `context` (data, loss and seed of a call),
+In reading order: `targets` (which weights of a model can be pruned), `left_alone` (what is said of
+the others), `context` (data, loss and seed of a call),
 `scores` (a score per weight), `units` (what is removed as one), `masks` and `lines` (which weights remain),
 `codebook` (a tensor of few values), `schedule` (sparsity by round), `measurement` (a number with its definition),
 `over_seeds` (the mean of several seeds),

@@ -23,6 +23,7 @@ from secateur import granularity as granularities
 from secateur.budget import Budget, BudgetLike, Limits
 from secateur.core import schedule as schedules
 from secateur.core.context import Context, Loss
+from secateur.core.left_alone import say_left_alone
 from secateur.core.masks import Masks, count_true
 from secateur.core.model_kinds import plain_model
 from secateur.core.targets import Pattern, Target
@@ -140,6 +141,10 @@ def prune(
     _check_blocks(rules_of(scorers, grain))
     of_layers = any(rule.of_layers for rule in rules)
     targets = targets_of(model, grain, context, asked.only, skip, asked.parameters, of_layers)
+    if asked.only is None and asked.parameters is None and not _follows(grain):
+        how = "a criterion of single weights, such as 'magnitude', and " if of_layers else ""
+        how += "options=sc.PruneOptions("
+        say_left_alone("prune", model, targets, skip, how)
     _check_loaded(model, targets)
     found = _checked_masks(asked.masks, model)
     rounds = _rounds(rules, final, asked, data)
@@ -156,6 +161,13 @@ def prune(
             model, found, example if example is not None else _first_input(model, data, loss)
         )
     return found
+
+
+def _follows(granularity: Granularity) -> bool:
+    """Whether the units are read off the forward, which finds the weights that belong to no layer by itself."""
+    parts = granularity.parts if isinstance(granularity, granularities.Mixed) else (granularity,)
+    kinds = tuple(granularities.registry.get(word) for word in ("channel", "head", "head_size", "layer"))
+    return any(isinstance(part, kinds) for part in parts)
 
 
 def _check_blocks(pairs: Iterable[tuple[Criterion, Granularity]]) -> None:

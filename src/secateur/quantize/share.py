@@ -29,6 +29,7 @@ from secateur.compensation.batches import read_all
 from secateur.compensation.compensate import as_tuning, check_dense
 from secateur.compensation.tuning import Tuning
 from secateur.core.codebook import Codebook
+from secateur.core.left_alone import say_left_alone
 from secateur.core.masks import Masks
 from secateur.core.model_kinds import plain_model
 from secateur.core.scores import check_finite
@@ -146,6 +147,8 @@ def share(
     options = options or ShareOptions()
     check_rate(rate)
     plan = plan_sharing(model, bits, method, per=per, options=options, **method_options)
+    if options.only is None and options.parameters is None:
+        say_left_alone("share", model, plan.targets, options.skip, "options=sc.ShareOptions(")
     named = dict(model.named_parameters(remove_duplicate=False))
     _check_weights(plan.targets, named)
     kept = _kept_masks(model, plan.targets, masks)

@@ -32,6 +32,7 @@ from secateur.core.masks import Masks
 from secateur.core.measurement import Measurement, Measurements
 from secateur.core.model_kinds import plain_model
 from secateur.core.targets import Pattern, matches, patterns_of, select
+from secateur.criteria import Criterion
 from secateur.errors import (
     BudgetNotMetError,
     CollapseError,
@@ -370,23 +371,43 @@ class _Attempts:
         named = self.options.criterion or ("magnitude" if self.data is None else criteria.Obs())
         rule = criteria.registry.make(named)
         skip, bare = self._parts()
-        parameters = None if rule.of_layers else bare or None
-        if rule.of_layers and self.data is not None:
-            skip = [*skip, *unseen(self.model, self.data, skip)]
-        masks = prune(
-            self.model,
-            rule,
-            budget=budgets.Overall(1.0 - keep),
-            skip=skip or None,
-            example=self.example,
-            data=self.data,
-            options=PruneOptions(at_least=1, seed=self.options.seed, parameters=parameters),
-        )
+        if rule.of_layers:
+            masks = self._of_layers(rule, keep, skip, bare)
+        else:
+            masks = prune(
+                self.model,
+                rule,
+                budget=budgets.Overall(1.0 - keep),
+                skip=skip or None,
+                example=self.example,
+                data=self.data,
+                options=PruneOptions(at_least=1, seed=self.options.seed, parameters=bare or None),
+            )
         if self.data is None:
             return _Pruned(masks.apply(self.model), masks=masks)
         solver = LeastSquares(reselect=True)
         done = compensate(self.model, masks, self.data, solver=solver, tune=self.options.tune)
         return _Pruned(done.model, masks=done.masks)
+
+    def _of_layers(self, rule: Criterion, keep: float, skip: list[Pattern], bare: list[str]) -> Masks:
+        """Masks by a criterion that scores layers with inputs alone, and by magnitude of the weights of no layer."""
+        options = PruneOptions(at_least=1, seed=self.options.seed)
+        left = skip if self.data is None else [*skip, *unseen(self.model, self.data, skip)]
+        layers = [target.name for target in select(self.model, skip=left or None)]
+        found = prune(
+            self.model,
+            rule,
+            budget=budgets.Overall(1.0 - keep),
+            example=self.example,
+            data=self.data,
+            options=replace(options, only=layers),
+        )
+        if not bare:
+            return found
+        others = [target.name for target in select(self.model)]
+        own = replace(options, parameters=bare)
+        rest = prune(self.model, budget=1.0 - keep, skip=others, example=self.example, options=own)
+        return Masks({**found, **rest})
 
     def _train(self, pruned: _Pruned) -> None:
         assert self.retrain is not None

@@ -146,13 +146,9 @@ def glu(f: Follower, op: Op) -> Layout:
     x, out = op.args[0], op.results()[0]
     axis = op.arg(1, "dim", -1) % len(x.shape)
     half = out.shape[axis]
-    value = take(f.labels, f.of(x), axis, slice(0, half))
-    gate = take(f.labels, f.of(x), axis, slice(half, 2 * half))
-    open_gate = Layout(
-        gate.shape, tuple(replace(field, zero=False) for field in gate.fields)
-    )  # sigmoid(0) = 0.5
+    halves = [take(f.labels, f.of(x), axis, slice(start, start + half)) for start in (0, half)]
     axes = range(len(out.shape))
-    return merge(f.labels, out.shape, [(value, axes), (open_gate, axes)], zero="any")
+    return merge(f.labels, out.shape, [(each, axes) for each in halves])
 
 
 @rule("cat", "concat")

@@ -105,6 +105,7 @@ def test_an_argument_that_the_model_needs_is_no_label() -> None:
 
     assert sorted(read_batch(dict(alone), 0, labels_apart=True, model=Named()).kwargs) == ["x", "y"]
 
+
 class Towers(nn.Module):
     """Takes all of its inputs as one dict."""
 

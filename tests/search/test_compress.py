@@ -13,7 +13,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.errors import BudgetNotMetError, DataError, NonFiniteError, OptionError
-from secateur.search.aims import LeastCost, Proposal
+from secateur.search.aims import BestAtSize, LeastCost, Proposal
 from secateur.search.compressed import CompressAttempt
 from secateur.search.frame import Limit, pursue
 
@@ -558,6 +558,43 @@ def test_a_given_size_is_trained_and_may_be_refused(trained, batches):
     deep = sc.CompressOptions(keep=0.05)
     with pytest.raises(BudgetNotMetError, match=r"none of 1 attempts held 0\.9\d+ .* the nearest came to"):
         sc.compress(trained, example, batches, lost=0.001, options=deep)
-    for wrong in (0, 1, 1.5, True):
+    for wrong in (0, 1, 1.5, True, "0.5", math.nan):
         with pytest.raises(OptionError, match="keep: expected the share that remains, above 0 and below 1"):
             sc.CompressOptions(keep=wrong)
+
+
+@pytest.mark.parametrize("factor", [0.01, math.nan])
+def test_a_training_that_makes_it_worse_is_not_kept(trained, batches, factor):
+    def ruin(model):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(factor).add_(0.0 if math.isnan(factor) else 0.1)
+
+    example = torch.zeros(1, 1, 8, 8)
+    options = sc.CompressOptions(keep=0.5)
+    found = sc.compress(trained, example, batches, retrain=ruin, options=options)
+    judged = sc.measure(found.model, example, batches, what=["accuracy"])["accuracy"].value
+    assert found.best.accuracy == judged > 0.5
+    assert not found.best.trained
+    assert found.best in found.attempts
+    assert "; retrained: " in found.attempts[0].why
+
+
+def test_a_cut_that_is_too_deep_is_followed_by_a_smaller_one():
+    aim = BestAtSize(Limit(verb="compress", accuracy=1.0, limit=-math.inf), keep=0.03, most_bytes=1200)
+    made = []
+
+    def attempt(proposal):
+        made.append(proposal.keep)
+        size = None if proposal.keep <= 0.05 else int(20000 * proposal.keep)
+        return CompressAttempt(keep=proposal.keep, accuracy=0.5, holds=True, why="told", bytes=size)
+
+    pursue(aim.proposals(["uniform"], 6, (3,)), attempt, lambda line: None)
+    assert made[0] == 0.15
+    assert abs(20000 * made[-1] - 1188) < 40  # just below what is allowed
+
+    aim = BestAtSize(Limit(verb="compress", accuracy=1.0, limit=-math.inf), keep=0.008, most_bytes=1200)
+    made.clear()
+    pursue(aim.proposals(["uniform"], 6, (3,)), attempt, lambda line: None)
+    assert made[0] == 0.04
+    assert len(made) > 2

@@ -155,7 +155,8 @@ class BestAtSize:
         for _ in range(attempts):
             one = yield Proposal(share, allocation, bits)
             if one.bytes is None:  # cut too deep: nothing was written
-                return
+                fits, share = share, (share * over) ** 0.5
+                continue
             if one.bytes <= self.most_bytes:
                 fits = share
             else:

@@ -252,13 +252,25 @@ class _Attempts:
             return replace(failed, why=f"{what}: failed: {error}")
         try:
             one = self._judged(replace(failed, why=what), pruned, proposal.bits)
-            if self.retrain is not None and self.aim.trains(one):
-                failed = replace(failed, trained=True, why=one.why, accuracy=one.accuracy)
-                what = f"{one.why}; retrained"
-                self._train(pruned)
-                one = self._judged(replace(failed, why=what), pruned, proposal.bits)
-        except (*_CUT_TOO_DEEP, NonFiniteError) as error:  # a training may diverge
+        except _CUT_TOO_DEEP as error:
             return replace(failed, why=f"{what}: failed: {error}")
+        if self.retrain is None or not self.aim.trains(one):
+            return one
+        return self._retrained(one, pruned, proposal.bits)
+
+    def _retrained(self, first: CompressAttempt, pruned: _Pruned, bits: int | None) -> CompressAttempt:
+        """The attempt after a training, or as it was before where that was better."""
+        what = f"{first.why}; retrained"
+        if self.state is not None and self.state.model is pruned.model:  # it is kept as it is
+            pruned = replace(pruned, model=copy.deepcopy(pruned.model))
+        begun = replace(first, holds=False, why=what, trained=True, bits=None, bytes=None)
+        try:
+            self._train(pruned)
+            one = self._judged(begun, pruned, bits)
+        except (*_CUT_TOO_DEEP, NonFiniteError) as error:  # a training may diverge
+            one = replace(begun, why=f"{what}: failed: {error}")
+        if first.holds and not (one.holds and self.aim.better(one, first)):
+            return replace(first, why=one.why)
         return one
 
     def _judged(self, begun: CompressAttempt, pruned: _Pruned, bits: int | None = None) -> CompressAttempt:
@@ -279,6 +291,7 @@ class _Attempts:
             )
             one = replace(one, why=f"{start}too large", bytes=size, bits=count)
             if not self.aim.fits(size):
+                one = replace(one, accuracy=None)
                 continue
             try:
                 number = _number(accuracy(copy.deepcopy(state.model), self.evaluate))

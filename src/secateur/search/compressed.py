@@ -86,7 +86,8 @@ class CompressOptions:
     def __post_init__(self) -> None:
         if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or self.attempts < 1:
             raise OptionError(f"attempts: expected at least 1, got {self.attempts!r}")
-        if self.keep is not None and (isinstance(self.keep, bool) or not 0.0 < self.keep < 1.0):
+        number = isinstance(self.keep, int | float) and not isinstance(self.keep, bool)
+        if self.keep is not None and not (number and 0.0 < self.keep < 1.0):
             raise OptionError(
                 f"keep: expected the share that remains, above 0 and below 1, got {self.keep!r}; for a thirtieth "
                 "write 1 / 30"

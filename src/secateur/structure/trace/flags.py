@@ -13,6 +13,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import nn
@@ -46,7 +47,7 @@ def flipped(example: Example) -> list[Example]:
     Args:
         example: The example.
     """
-    return list(_flipped(example))[:_MOST]
+    return list(islice(_flipped(example), _MOST))
 
 
 def _flipped(value: object) -> Iterator[object]:

@@ -86,6 +86,37 @@ def test_a_wrong_file_is_not_kept(model, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@needs_onnx
+def test_float32_is_advised_only_where_it_is_not_so_already(model, tmp_path, monkeypatch):
+    forward = OnnxModel.forward
+    monkeypatch.setattr(OnnxModel, "forward", lambda self, *a, **k: forward(self, *a, **k) + 0.01)
+    with pytest.raises(ProofError, match=r"written wrongly; .* \.pt2 file") as raised:
+        export(model, tmp_path / "m.onnx", X)
+    assert "export in float32" not in str(raised.value)
+    with pytest.raises(ProofError, match="or export in float32"):
+        export(nn.Linear(4, 2).double().eval(), tmp_path / "m.onnx", torch.randn(2, 4, dtype=torch.float64))
+
+
+@needs_onnx
+@pytest.mark.parametrize("mode", ["mean", "sum", "max"])
+def test_bags_of_an_embedding_with_offsets_are_compared_on_offsets(tmp_path, mode):
+    class Bags(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bag = nn.EmbeddingBag(20, 8, mode=mode)
+
+        def forward(self, ids, offsets):
+            return self.bag(ids, offsets)
+
+    torch.manual_seed(0)
+    bags, path = Bags().eval(), tmp_path / "m.onnx"
+    done = export(bags, path, (torch.randint(20, (12,)), torch.arange(0, 12, 3)))
+    assert done.error < 1e-6
+    assert done.notes == ()
+    other = torch.randint(20, (18,)), torch.tensor([0, 2, 2, 9, 12])
+    assert torch.allclose(OnnxModel(path)(*other), bags(*other), atol=1e-6)
+
+
 def test_a_batch_that_the_code_fixes_is_said(tmp_path):
     class Fixed(nn.Module):
         def __init__(self) -> None:

@@ -570,6 +570,48 @@ def test_a_file_that_is_not_smaller_is_called_so():
     assert "so small" in _not_smaller(9, 8, replace(report, float_layers=()))
 
 
+def test_a_file_that_is_hardly_smaller_is_called_so():
+    report = Int8Report("dynamic", "agreement", 1.0, 1.0, 0.99, 0.0, 0.0, 3)
+    said = _not_smaller(220_268, 238_215, report)
+    assert said.startswith(
+        "INT8 made the file only 8% smaller: 220,268 bytes, 238,215 in floats; the model is so"
+    )
+
+
+class Tables(nn.Module):
+    """A product with one stored matrix for each head, between layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.out = nn.Linear(16, 16), nn.Linear(9, 5)
+        self.register_buffer("table", torch.randn(1, 4, 4, 9))
+
+    def forward(self, x):
+        return self.out((self.q(x).unflatten(2, (4, 4)).transpose(1, 2) @ self.table).mean(1))
+
+
+@needs_onnx
+@pytest.mark.parametrize("way", ["static", "dynamic"])
+def test_a_product_with_more_than_one_matrix_stays_in_float(tmp_path, monkeypatch, way, capfd):
+    torch.manual_seed(0)
+    model, x = Tables().eval(), torch.randn(2, 6, 16)
+    data = batches(4, 6, 16, count=2)
+    options = Int8Options(lost=0.5, compare=data)
+    given = {"int8": data if way == "static" else "dynamic", "int8_options": options}
+    done = export(model, tmp_path / "a.onnx", x, **given)
+    assert done.int8 is not None
+    assert done.int8.quantised == 2
+    assert done.int8.float_layers == ("node_matmul",)
+    monkeypatch.setattr(int8_quantisers, "_batched_products", lambda graph: [])
+    with pytest.raises(
+        DataError,
+        match=r"(?s)ONNX Runtime fails at the operator 'node_matmul' of 'node_matmul'.*keep_float=\['node_matmul'\]",
+    ):
+        export(model, tmp_path / "b.onnx", x, **given)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
+    assert "onnxruntime" not in capfd.readouterr().err
+
+
 @needs_onnx
 def test_such_a_file_bears_the_remark(model, tmp_path, monkeypatch):
     """The quantised file is replaced by one twice as long as the file in floats."""

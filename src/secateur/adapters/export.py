@@ -19,14 +19,22 @@ from __future__ import annotations
 import copy
 import os
 import tempfile
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from secateur.adapters.free_axes import (
+    DynamicAxes,
+    FreeAxis,
+    axes_of,
+    has_length,
+    input_names,
+    named_places,
+)
 from secateur.adapters.int8 import Int8Options, Int8Report, write_int8
 from secateur.adapters.int8_layers import as_products
 from secateur.adapters.onnx_model import extra_module, runs_attention
@@ -34,7 +42,7 @@ from secateur.adapters.programs import (
     ATTENTION,
     OnnxNames,
     attends,
-    has_length,
+    first_line,
     load_program,
     program_error,
     record_program,
@@ -45,7 +53,8 @@ from secateur.core.atomic_files import atomic_path, atomic_write
 from secateur.core.masks import Masks
 from secateur.core.nested import tensors_in
 from secateur.core.out_of_memory import raise_if_out_of_memory
-from secateur.errors import OptionError, ProofError
+from secateur.core.renamed import renamed
+from secateur.errors import DataError, OptionError, ProofError, SecateurError
 from secateur.execution.calling import moved
 from secateur.execution.example import Example
 from secateur.execution.sound_weights import check_sound
@@ -55,6 +64,7 @@ from secateur.execution.verb import verb
 __all__ = ["Exported", "export"]
 
 _FORMATS = {".onnx": "onnx", ".pt2": "torch.export", ".xml": "openvino", ".pte": "executorch"}
+_HARDLY = 0.9  # of the bytes in floats; an INT8 file of more is called hardly smaller
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,7 @@ class Exported:
         return "\n".join(lines + [f"  {note}" for note in self.notes])
 
 
+@renamed(dynamic_batch="dynamic_axes")
 @verb
 def export(
     model: nn.Module,
@@ -93,7 +104,7 @@ def export(
     example: Example,
     *,
     masks: Masks | None = None,
-    dynamic_batch: bool = True,
+    dynamic_axes: bool | DynamicAxes = True,
     tolerance: float = 1e-4,
     int8: Iterable[object] | str | None = None,
     int8_options: Int8Options | None = None,
@@ -106,8 +117,11 @@ def export(
         path: The file; its ending chooses the format.
         example: What the model is called with.
         masks: Applied to a copy first.
-        dynamic_batch: Whether the first axis of every input may have any length, and the second axis of tokens (whole
-            numbers in rows), but in .pte files and with `own_operators`. What is fixed all the same, a note says.
+        dynamic_axes: Which axes of the inputs may have any size. True: the first of every input, and of inputs with two
+            or three axes (tokens, audio, time series) every further one that the model takes in other sizes. A dict
+            names others as well, which must then be free: `{"x": [2, 3]}`, or `{"x": {2: "rows"}}` with names for the
+            file. False: none. .pte files have none, files with `own_operators` only the first of every input and those
+            that are named. What is fixed although the model takes other sizes, a note says.
         tolerance: How far the float file may be from PyTorch: the largest difference over the largest output.
         int8: Batches to calibrate INT8 with: inputs, or (inputs, targets). "dynamic" computes the ranges of activations
             in every call instead, as is usual for transformers. ONNX only.
@@ -118,7 +132,8 @@ def export(
 
     Raises:
         OptionError: The path has another ending, or options do not fit.
-        DataError: The model cannot be recorded, or not be written in this format.
+        DataError: The model cannot be recorded, or not be written in this format, or an axis cannot be free.
+        UnknownNameError: `dynamic_axes` names an input that there is not.
         ProofError: The float file differs by more than `tolerance`. No file is left.
         BudgetNotMetError: INT8 costs more than `int8_options.lost`. No file is left.
         NonFiniteError: A weight is NaN.
@@ -141,24 +156,23 @@ def export(
     given = moved(example, torch.device("cpu"))
     _without_cache(ready)
     check_sound(ready, "comparing them with the file's says nothing")
-    report: Int8Report | None = None
     if kind in WRITERS:
-        return _for_runtime(
-            ready, target, given, _Wanted(target, ("batch",) if dynamic_batch else (), tolerance, None), kind
-        )
+        return _for_runtime(ready, _Wanted(target, given, tolerance, dynamic_axes, kind))
+    report: Int8Report | None = None
     with undisturbed(ready, mode="eval"), torch.no_grad(), atomic_path(target) as scratch:
         long = not (int8_options is not None and int8_options.own_operators)
-        axes = ("batch", "length") if long else ("batch",)
-        wanted = _Wanted(target, axes if dynamic_batch else (), tolerance, None)
+        axes = _axes(ready, given, dynamic_axes, long)
+        wanted = _Wanted(target, given, tolerance, dynamic_axes, kind)
         if int8 is None:
-            error, free = _recorded(ready, ready, scratch, given, wanted)
+            error, free = _recorded(ready, scratch, wanted, axes, [(ready, None)])
         else:
-            free = _ready_for_int8(ready, scratch, given, wanted, patches=isinstance(int8, str))
+            forms = _int8_forms(ready, patches=isinstance(int8, str))
+            _, free = _recorded(ready, scratch, wanted, axes, forms)
             in_floats = scratch.stat().st_size
             report = write_int8(ready, scratch, given, int8, int8_options or Int8Options())
             kind, error = "onnx int8", report.error
-    size, notes = target.stat().st_size, _notes(ready, given, free if dynamic_batch else None)
-    if report is not None and size >= in_floats:
+    size, notes = target.stat().st_size, _notes(ready, given, axes, free)
+    if report is not None and size > _HARDLY * in_floats:
         notes += (_not_smaller(size, in_floats, report),)
     return Exported(target, kind, size, error, notes, report)
 
@@ -173,29 +187,76 @@ def _without_cache(model: nn.Module) -> None:
                 each.use_cache = False
 
 
-def _recorded(
-    model: nn.Module, written: nn.Module, scratch: Path, example: Example, wanted: _Wanted
-) -> tuple[float, tuple[str, ...]]:
-    """Record a model, write its file in floats and compare it with the model itself; the error, and what is free."""
-    program, free = record_program(
-        written, example, "batch" in wanted.free, dynamic_length="length" in wanted.free
-    )
-    wants = wanted.opset is not None and attends(program)
-    kept = replace(wanted, free=free, opset=wanted.opset if wants else None)
-    return _write_float(model, program, scratch, example, kept), free
+@dataclass(frozen=True)
+class _Wanted:
+    """What a float file has to be: its path, what the model is called with, its tolerance, its axes, its format."""
+
+    target: Path
+    example: Example
+    tolerance: float
+    dynamic: bool | DynamicAxes
+    kind: str
 
 
-def _ready_for_int8(
-    model: nn.Module, scratch: Path, example: Example, wanted: _Wanted, patches: bool
-) -> tuple[str, ...]:
-    """Write the float file that INT8 is made of: in the form that is fastest in INT8, and where a model does not allow
-    that, as it is; what is free.
+@dataclass(frozen=True)
+class _Axes:
+    """The axes of the inputs: those to leave free, more that the model takes in other sizes, those that were asked for;
+    whether any should be free.
     """
-    opset = ATTENTION if runs_attention() else None
-    tries = [(as_products(model, patches=patches), opset), (model, opset), (model, None)]
-    for place, (written, version) in enumerate(tries):
+
+    wanted: tuple[FreeAxis, ...] = ()
+    more: tuple[FreeAxis, ...] = ()
+    asked: frozenset[tuple[int, int]] = frozenset()
+    any: bool = False
+
+    def tries(self, example: Example) -> list[tuple[FreeAxis, ...]]:
+        """What to leave free, most first: all; those that were asked for, the batch and lengths of tokens."""
+        tensors = tensors_in(example)
+        fewer = tuple(
+            each
+            for each in self.wanted
+            if each.name == "batch"
+            or self.asked & set(each.places)
+            or all(has_length(tensors[which]) for which, _ in each.places)
+        )
+        return [self.wanted] if fewer == self.wanted else [self.wanted, fewer]
+
+
+def _axes(model: nn.Module, example: Example, dynamic: bool | DynamicAxes, long: bool = True) -> _Axes:
+    """The axes of a model's inputs; with `long` also those that are not the first and were not asked for."""
+    if isinstance(dynamic, bool) and not dynamic:
+        return _Axes()
+    asked = named_places(model, example, dynamic) if isinstance(dynamic, Mapping) else {}
+    wanted, more = axes_of(model, example, asked)
+    if not long:
+        wanted = tuple(each for each in wanted if each.name == "batch" or set(asked) & set(each.places))
+    return _Axes(wanted, more, frozenset(asked), True)
+
+
+def _recorded(
+    model: nn.Module,
+    scratch: Path,
+    wanted: _Wanted,
+    axes: _Axes,
+    forms: Sequence[tuple[nn.Module, int | None]],
+) -> tuple[float, tuple[FreeAxis, ...]]:
+    """Record a model in the first of some forms and with the most free axes that work, write its file in floats and
+    compare it with the model itself; the error, and what is free.
+
+    Args:
+        model: The model.
+        scratch: The file.
+        wanted: What it has to be.
+        axes: The axes of the inputs.
+        forms: The model as it may be written, each with a version of ONNX's operators.
+    """
+    tries = [(free, *form) for free in axes.tries(wanted.example) for form in forms]
+    for place, (asked, written, opset) in enumerate(tries):
         try:
-            return _recorded(model, written, scratch, example, replace(wanted, opset=version))[1]
+            program, free = record_program(written, wanted.example, asked)
+            _check_asked(model, wanted.example, axes, free)
+            version = opset if opset is not None and attends(program) else None
+            return _write_float(model, program, scratch, wanted, free, version), free
         except Exception as error:  # the runtime's errors have no class of their own
             raise_if_out_of_memory(error)
             if place == len(tries) - 1:
@@ -203,9 +264,27 @@ def _ready_for_int8(
     raise AssertionError
 
 
+def _check_asked(model: nn.Module, example: Example, axes: _Axes, free: Sequence[FreeAxis]) -> None:
+    """Raise where an axis that was asked for is not free."""
+    for which, axis in sorted(axes.asked - {place for each in free for place in each.places}):
+        raise DataError(
+            f"dynamic_axes: axis {axis} of {input_names(model, example)[which]!r} cannot be free: the code of "
+            f"{type(model).__name__} needs to know its size, or it depends on another one; leave it out, or compute "
+            "with the sizes of tensors alone (x.shape) in its forward"
+        )
+
+
+def _int8_forms(model: nn.Module, patches: bool) -> list[tuple[nn.Module, int | None]]:
+    """The forms of a model that INT8 is made of: the fastest first; where a model does not allow it, as it is."""
+    opset = ATTENTION if runs_attention() else None
+    return [(as_products(model, patches=patches), opset), (model, opset), (model, None)]
+
+
 def _not_smaller(size: int, in_floats: int, report: Int8Report) -> str:
-    """The remark on an INT8 file that has no fewer bytes than the file in floats."""
+    """The remark on an INT8 file that has no fewer bytes than the file in floats, or hardly fewer."""
     text = f"INT8 did not make the file smaller: {size:,} bytes, {in_floats:,} in floats"
+    if size < in_floats:
+        text = f"INT8 made the file only {1 - size / in_floats:.0%} smaller: {size:,} bytes, {in_floats:,} in floats"
     if not report.float_layers:
         return f"{text}; the model is so small that scales and operators take what the weights save"
     return (
@@ -214,20 +293,25 @@ def _not_smaller(size: int, in_floats: int, report: Int8Report) -> str:
     )
 
 
-def _for_runtime(model: nn.Module, target: Path, example: Example, wanted: _Wanted, kind: str) -> Exported:
+def _for_runtime(model: nn.Module, wanted: _Wanted) -> Exported:
     """Write the file of another runtime in a scratch folder, compare it, and only then put it in its place."""
+    target, example, kind = wanted.target, wanted.example, wanted.kind
+    if kind == "executorch" and isinstance(wanted.dynamic, Mapping):
+        raise OptionError(f"{target}: a .pte file has the sizes of the example; leave dynamic_axes out")
     with undisturbed(model, mode="eval"), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-        # ExecuTorch plans its memory for the largest input, so its batch is that of the example
-        runtime = kind != "executorch"
-        program, free = record_program(model, example, bool(wanted.free) and runtime)
+        # ExecuTorch plans its memory for the largest input, so its sizes are those of the example
+        fixed = kind == "executorch"
+        axes = _Axes(any=bool(wanted.dynamic)) if fixed else _axes(model, example, wanted.dynamic)
+        program, free = record_program(model, example, axes.wanted)
+        _check_asked(model, example, axes, free)
         scratch = Path(folder) / target.name
         WRITERS[kind](program, scratch)
-        error = _checked(model, model_of_file(scratch), example, replace(wanted, free=free))
+        error = _checked(model, model_of_file(scratch), wanted, free)
         files = sorted(Path(folder).iterdir(), key=lambda path: path == scratch)  # the named file last
         size = sum(path.stat().st_size for path in files)
         for path in files:
             atomic_write(target.with_name(path.name), path.read_bytes())
-    return Exported(target, kind, size, error, _notes(model, example, free if wanted.free else None))
+    return Exported(target, kind, size, error, _notes(model, example, axes, free))
 
 
 def _check_int8(target: Path, int8: Iterable[object] | str | None, options: Int8Options | None) -> None:
@@ -250,56 +334,98 @@ def _check_int8(target: Path, int8: Iterable[object] | str | None, options: Int8
         )
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """What a float file has to be: its name, which axes are free, its tolerance, its version of operators."""
-
-    target: Path
-    free: tuple[str, ...]
-    tolerance: float
-    opset: int | None
-
-
 def _write_float(
-    model: nn.Module, program: torch.export.ExportedProgram, scratch: Path, example: Example, wanted: _Wanted
+    model: nn.Module,
+    program: torch.export.ExportedProgram,
+    scratch: Path,
+    wanted: _Wanted,
+    free: Sequence[FreeAxis],
+    opset: int | None,
 ) -> float:
     """Write the program in floats and compare it; the error."""
-    onnx = wanted.target.suffix == ".onnx"
-    names = OnnxNames.of(model, example, wanted.free) if onnx else None
-    write_program(program, scratch, onnx, wanted.opset, names)
-    return _checked(model, load_program(scratch, onnx), example, wanted)
+    onnx = wanted.kind == "onnx"
+    names = OnnxNames.of(model, wanted.example, free) if onnx else None
+    write_program(program, scratch, onnx, opset, names)
+    try:
+        peer = load_program(scratch, onnx)
+    except Exception as error:  # the runtime's errors have no class of their own
+        raise_if_out_of_memory(error)
+        if isinstance(error, SecateurError):
+            raise
+        raise DataError(
+            f"{wanted.target}: the runtime does not load the file ({first_line(error)}); it was not kept. Rewrite the "
+            "operator that it names, or export to .pt2"
+        ) from error
+    return _checked(model, peer, wanted, free)
 
 
-def _checked(model: nn.Module, program: Callable[..., object], example: Example, wanted: _Wanted) -> float:
+def _checked(
+    model: nn.Module, program: Callable[..., object], wanted: _Wanted, free: Sequence[FreeAxis]
+) -> float:
     """The error of a file's program; raises where it is beyond the tolerance."""
     try:
-        error = program_error(model, program, example, wanted.free)
+        error = program_error(model, program, wanted.example, free)
     except ProofError as problem:
         raise ProofError(f"{wanted.target}: {problem}; the file was not kept") from problem
     if not error <= wanted.tolerance:
         raise ProofError(
             f"{wanted.target}: outputs differ from PyTorch's by {error:.3g} of the largest, and at most "
-            f"{wanted.tolerance:g} is allowed; the file was not kept. Allow more with tolerance=, or export in float32"
+            f"{wanted.tolerance:g} is allowed; the file was not kept. {_nearer(model, wanted)}"
         )
     return error
 
 
-def _notes(model: nn.Module, example: Example, free: tuple[str, ...] | None) -> tuple[str, ...]:
-    """What to know of a file: the axes that stayed fixed (`free` is None where that was asked for), and zeros."""
+def _nearer(model: nn.Module, wanted: _Wanted) -> str:
+    """What to do about a file whose outputs are too far away."""
+    held = [*model.parameters(), *model.buffers(), *tensors_in(wanted.example)]
+    if any(each.is_floating_point() and each.dtype != torch.float32 for each in held):
+        return "Allow more with tolerance=, or export in float32"
+    advice = "Allow more with tolerance=. More than about 0.001 is no rounding"
+    if wanted.kind == "torch.export":
+        return f"{advice}: the forward gives other outputs in every call; make it give the same"
+    return f"{advice}: an operator is written wrongly; export parts of the model to find it, or write a .pt2 file"
+
+
+def _notes(model: nn.Module, example: Example, axes: _Axes, free: Sequence[FreeAxis]) -> tuple[str, ...]:
+    """What to know of a file: the axes that stayed fixed, unless that was asked for, and zeros."""
     notes = []
-    if free is not None and "batch" not in free:
+    places = {place for each in free for place in each.places}
+    tensors = tensors_in(example)
+    if axes.any and not any(each.name == "batch" for each in free):
         notes.append("the batch is fixed to that of the example: the model's code needs to know it")
-    lengths = {tensor.shape[1] for tensor in tensors_in(example) if has_length(tensor)}
-    if free is not None and lengths and "length" not in free:
+    lengths = {
+        tensor.shape[1]
+        for which, tensor in enumerate(tensors)
+        if has_length(tensor) and (which, 1) not in places
+    }
+    if axes.any and lengths:
         notes.append(
             f"the length of sequences is fixed to {', '.join(map(str, sorted(lengths)))}: pad them to it"
         )
+    names = input_names(model, example)
+    for fixed, why in (
+        (axes.wanted, "the exporter or the model's code needs to know it"),
+        (axes.more, "dynamic_axes={} asks for them to be free"),
+    ):
+        left = [place for each in fixed for place in each.places if place not in places and place[1]]
+        left = [place for place in left if not has_length(tensors[place[0]])]
+        if left:
+            named = {names[which]: [axis for one, axis in left if one == which] for which, _ in left}
+            said = ", ".join(
+                f"axis {axis} of {names[which]!r} to {tensors[which].shape[axis]}" for which, axis in left
+            )
+            notes.append(f"fixed, although the model takes other sizes: {said}; {why.format(named)}")
+    return (*notes, *_zeros(model))
+
+
+def _zeros(model: nn.Module) -> list[str]:
+    """The remark on zeros that the file stores."""
     weights = [p for p in model.parameters() if p.dim() > 1]
     total = sum(p.numel() for p in weights)
     zeros = sum(int((p == 0).sum()) for p in weights) / total if total else 0.0
-    if zeros > 0.01:
-        notes.append(
-            f"{zeros:.0%} of the weights are zero; this format stores and multiplies them anyway. Only sc.shrink "
-            "makes it smaller and faster"
-        )
-    return tuple(notes)
+    if zeros <= 0.01:
+        return []
+    return [
+        f"{zeros:.0%} of the weights are zero; this format stores and multiplies them anyway. Only sc.shrink "
+        "makes it smaller and faster"
+    ]

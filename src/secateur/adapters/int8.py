@@ -17,9 +17,11 @@ secateur.errors.OptionError: calibration: expected 'minmax', 'percentile' or 'en
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
+import re
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,11 +44,13 @@ from secateur.adapters.onnx_settled import settled
 from secateur.adapters.onnx_weights import store_weights
 from secateur.adapters.programs import largest_difference, quiet
 from secateur.core.nested import tensors_in
+from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.errors import (
     BudgetNotMetError,
     DataError,
     NothingToDoError,
     OptionError,
+    SecateurError,
     UnknownNameError,
     near,
 )
@@ -194,6 +198,7 @@ def write_int8(
             method = f"static, {options.calibration}"
         units = units_of(quantise.graph, quantise.kinds)
         kept = _kept_float(units, options.keep_float)
+        kept += [name for name in units if name not in kept and not set(units[name]) - set(quantise.floats)]
         found = _search(quantise, judge, units, kept, folder)
         path.write_bytes(found.path.read_bytes())
     in_float = tuple(name for name in units if name in found.in_float and name != OTHERS)
@@ -324,16 +329,20 @@ def _search(
 ) -> _Candidate:
     """The file with the fewest sensitive layers in float that holds the limit."""
     if all(name in kept or name == OTHERS for name in units):
-        raise NothingToDoError("int8: keep_float names every layer, so that none would be quantised")
+        raise NothingToDoError(
+            "int8: every layer stays in float, so that none would be quantised: keep_float names it, or it is a "
+            "product with more than one matrix, for which the runtime has no operator in INT8"
+        )
 
     seen: dict[tuple[str, ...], _Candidate] = {}
 
     def candidate(in_float: tuple[str, ...]) -> _Candidate:
         if in_float not in seen:
             path = folder / f"{len(in_float)}.onnx"
-            quantise(path, exclude=[node for name in in_float for node in units[name]])
-            peer = OnnxModel(path)
-            found = judge.outputs(peer)
+            with _told(units):
+                quantise(path, exclude=[node for name in in_float for node in units[name]])
+                peer = OnnxModel(path)
+                found = judge.outputs(peer)
             value, noise, error = judge.value(peer, found), judge.noise(found), judge.error(found)
             seen[in_float] = _Candidate(path, in_float, value, noise, error)
         return seen[in_float]
@@ -361,6 +370,38 @@ def _search(
     return replace(with_float(best), layers=layers)
 
 
+@contextlib.contextmanager
+def _told(units: dict[str, list[str]]) -> Iterator[None]:
+    """Tell what ONNX Runtime raises while a file is quantised or run as an error that names the layer."""
+    try:
+        yield
+    except SecateurError:
+        raise
+    except Exception as error:  # the runtime's errors have no class of their own
+        raise_if_out_of_memory(error)
+        raise DataError(_failed(str(error), units)) from error
+
+
+def _failed(message: str, units: dict[str, list[str]]) -> str:
+    """What to say of an error of ONNX Runtime: the operator and the layer that it names, and what to do.
+
+    >>> _failed("Non-zero status code. Name:'product_quant' Status Message: wrong", {"head": ["product"]})[:62]
+    "int8: ONNX Runtime fails at the operator 'product' of 'head': "
+    """
+    first = next((line.strip() for line in message.splitlines() if line.strip()), "no reason given")
+    named = re.search(r"[Nn]ame:\s*'?([^'\s]+)", message)
+    word = named[1] if named else ""
+    fits = [(node, unit) for unit, nodes in units.items() for node in nodes if node and word.startswith(node)]
+    if not fits:
+        where = f" at the operator {word!r}" if word else ""
+        return f"int8: ONNX Runtime fails{where}: {first[-300:]}; leave layers in float: Int8Options(keep_float=[...])"
+    node, unit = max(fits, key=lambda each: len(each[0]))
+    return (
+        f"int8: ONNX Runtime fails at the operator {node!r} of {unit!r}: {first[-300:]}; leave it in float: "
+        f"Int8Options(keep_float=[{unit!r}])"
+    )
+
+
 def _ranked(
     quantise: Quantiser, judge: _Judge, units: dict[str, list[str]], folder: Path
 ) -> tuple[Int8Layer, ...]:
@@ -368,8 +409,10 @@ def _ranked(
     layers = []
     for name, nodes in units.items():
         path = folder / "alone.onnx"
-        quantise(path, only=nodes)
-        layers.append(Int8Layer(name, judge.noise(judge.outputs(OnnxModel(path), _PROBES))))
+        with _told(units):
+            quantise(path, only=nodes)
+            found = judge.outputs(OnnxModel(path), _PROBES)
+        layers.append(Int8Layer(name, judge.noise(found)))
     return tuple(sorted(layers, key=lambda layer: -layer.noise))
 
 

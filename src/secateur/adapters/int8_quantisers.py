@@ -47,6 +47,7 @@ class Quantiser(Protocol):
 
     graph: onnx.ModelProto
     kinds: tuple[str, ...]
+    floats: list[str]
 
     def __call__(self, path: Path, *, only: Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
         """Quantise the nodes named by `only` (all where it is empty), without those of `exclude`."""
@@ -59,7 +60,8 @@ class StaticQuantiser:
         self.graph: onnx.ModelProto = extra_module("onnx").load(str(path))
         self.kinds = kinds
         self._ranges, self._reduce_range = ranges, reduce_range
-        self._float = [node.name for node in self.graph.graph.node if node.name.endswith(IMAGES)]
+        self.floats = _batched_products(self.graph)
+        self._images = [node.name for node in self.graph.graph.node if node.name.endswith(IMAGES)]
 
     def __call__(self, path: Path, *, only: Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
         """Quantise the nodes named by `only` (all where it is empty), without those of `exclude`."""
@@ -74,7 +76,7 @@ class StaticQuantiser:
             tools.QuantType.QUInt8,
             self._ranges,
             list(only),
-            [*exclude, *self._float],
+            [*exclude, *self.floats, *self._images],
             list(self.kinds),
             {"MatMulConstBOnly": True},
         )
@@ -91,6 +93,7 @@ class DynamicQuantiser:
         tools = extra_module("onnx")
         self.graph: onnx.ModelProto = tools.load(str(path))
         gemm_as_matmul(self.graph)
+        self.floats = _batched_products(self.graph)
         # The quantiser transposes weights, and then refuses the shapes that the exporter noted for them.
         self._noted = [copy.deepcopy(each) for each in self.graph.graph.value_info]
         self.graph.graph.ClearField("value_info")
@@ -107,7 +110,7 @@ class DynamicQuantiser:
             reduce_range=self._reduce_range,
             weight_type=tools.QuantType.QInt8,
             nodes_to_quantize=list(only),
-            nodes_to_exclude=list(exclude),
+            nodes_to_exclude=[*exclude, *self.floats],
             op_types_to_quantize=["MatMul"],
         )
         if self._own_operators:
@@ -154,6 +157,16 @@ def calibrated(
                 "inputs like the example, of its sizes but for the axes that are free"
             ) from error
     return StaticQuantiser(path, calibrator.compute_data(), kinds, reduce_range)
+
+
+def _batched_products(model: onnx.ModelProto) -> list[str]:
+    """The products with a stored tensor of more than two axes: one matrix for each head, or for each example. The
+    runtime has no INT8 operator for those with a scale for each channel, so they stay in float.
+    """
+    axes = {item.name: len(item.dims) for item in model.graph.initializer}
+    return [
+        node.name for node in model.graph.node if node.op_type == "MatMul" and axes.get(node.input[1], 0) > 2
+    ]
 
 
 def _reader(feed: object) -> object:

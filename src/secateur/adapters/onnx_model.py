@@ -64,7 +64,7 @@ class OnnxModel(nn.Module):
         super().__init__()
         runtime = extra_module("onnxruntime")
         options = runtime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what fails is raised; printed as well, it looks like a failed export
         if threads is not None:
             options.intra_op_num_threads = threads
             options.inter_op_num_threads = 1

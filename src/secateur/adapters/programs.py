@@ -1,14 +1,13 @@
 """Programs: a model recorded by `torch.export`, written as a file, and compared with the model.
 
->>> program, free = record_program(nn.Linear(3, 2).eval(), torch.zeros(1, 3), dynamic_batch=True)
->>> free
-('batch',)
+>>> program, free = record_program(nn.Linear(3, 2).eval(), torch.zeros(1, 3))
+>>> [each.name for each in free]
+['batch']
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import logging
 import re
@@ -23,18 +22,20 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
+from secateur.adapters.free_axes import FreeAxis, axes_of, has_length, larger, resized, runs
 from secateur.adapters.onnx_model import OnnxModel, extra_module
 from secateur.adapters.onnx_names import name_axes, name_outputs, output_names
 from secateur.core.nested import map_tensors, tensors_in
 from secateur.core.out_of_memory import raise_if_out_of_memory
-from secateur.errors import DataError, ProofError
-from secateur.execution.calling import call
+from secateur.errors import DataError, ProofError, SecateurError
+from secateur.execution.calling import call, describe
 from secateur.execution.example import Example, call_arguments
+from secateur.execution.undisturbed import undisturbed
 
 __all__ = [
     "OnnxNames",
     "attends",
-    "has_length",
+    "first_line",
     "largest_difference",
     "load_program",
     "program_error",
@@ -61,47 +62,48 @@ class OnnxNames:
     axes: list[dict[int, str]]
 
     @classmethod
-    def of(cls, model: nn.Module, example: Example, free: Sequence[str]) -> OnnxNames:
+    def of(cls, model: nn.Module, example: Example, free: Sequence[FreeAxis]) -> OnnxNames:
         """The names for a model.
 
         Args:
             model: The model, in evaluation mode.
             example: What it is called with.
-            free: What is free of "batch" and "length".
+            free: The axes that are free.
         """
-        axes = []
-        for tensor in tensors_in(example):
-            named = {0: "batch"} if "batch" in free and tensor.dim() else {}
-            if "length" in free and has_length(tensor):
-                named[1] = "length"
-            axes.append(named)
+        axes: list[dict[int, str]] = [{} for _ in tensors_in(example)]
+        for each in free:
+            for which, axis in each.places:
+                axes[which][axis] = each.name
         return cls(output_names(call(model, example)), axes)
 
 
 def record_program(
-    model: nn.Module, example: Example, dynamic_batch: bool, dynamic_length: bool = True
-) -> tuple[torch.export.ExportedProgram, tuple[str, ...]]:
+    model: nn.Module, example: Example, dynamic: bool | Sequence[FreeAxis] = True
+) -> tuple[torch.export.ExportedProgram, tuple[FreeAxis, ...]]:
     """Record a model as a program.
 
     Args:
         model: The model, on the CPU and in evaluation mode.
         example: What it is called with.
-        dynamic_batch: Whether the first axis of every input should be free.
-        dynamic_length: Whether the second axis of whole numbers in rows, as of tokens, should be free as well.
+        dynamic: The axes that should be free; True for those that the model takes in other sizes, but for images.
 
     Returns:
-        (the program, what is free of "batch" and "length").
+        (the program, the axes that are free).
 
     Raises:
         DataError: The model cannot be recorded.
     """
     args, kwargs = call_arguments(example)
     with quiet():
-        if dynamic_batch and all(tensor.dim() for tensor in tensors_in(example)):
-            for free in _tries(example, dynamic_length):
-                program = _with_free_axes(model, args, kwargs, free)
-                if program is not None:
-                    return program, free
+        if isinstance(dynamic, bool):
+            wanted = axes_of(model, example)[0] if dynamic else ()
+        else:
+            wanted = tuple(dynamic)
+        while wanted:
+            found = _with_free_axes(model, example, wanted)
+            if found is not None and _places(found[1]) == _places(wanted):
+                return found
+            wanted = _fewer(example, wanted) if found is None else found[1]
         try:
             return torch.export.export(model, args, kwargs, strict=False), ()
         except Exception as error:
@@ -112,113 +114,98 @@ def record_program(
             ) from error
 
 
-def has_length(tensor: torch.Tensor) -> bool:
-    """Whether an input's second axis may be a length: it is of whole numbers in rows, as tokens are.
-
-    Args:
-        tensor: The input.
-    """
-    whole = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
-    return whole and tensor.dim() == 2 and tensor.shape[1] > 1
+def _places(axes: Sequence[FreeAxis]) -> set[tuple[int, int]]:
+    return {place for each in axes for place in each.places}
 
 
-def _tries(example: Example, dynamic_length: bool) -> list[tuple[str, ...]]:
-    """What may be free, most first."""
-    long = dynamic_length and any(has_length(tensor) for tensor in tensors_in(example))
-    return [("batch", "length"), ("batch",)] if long else [("batch",)]
+def _fewer(example: Example, wanted: tuple[FreeAxis, ...]) -> tuple[FreeAxis, ...]:
+    """Fewer free axes: the batch and lengths of tokens, then the batch, then none."""
+    tensors = tensors_in(example)
+    batch = [each for each in wanted if each.name == "batch"]
+    tokens = [each for each in wanted if all(has_length(tensors[which]) for which, _ in each.places)]
+    for fewer in ([each for each in wanted if each in batch or each in tokens], batch):
+        if len(fewer) < len(wanted):
+            return tuple(fewer)
+    return ()
 
 
 def _with_free_axes(
-    model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], free: tuple[str, ...]
-) -> torch.export.ExportedProgram | None:
-    """The program with a free batch, and a free length; None where the model's code does not allow it."""
-
-    def axes(item: object) -> dict[int, Any] | None:
-        if not torch.is_tensor(item):
-            return None
-        return dict.fromkeys(range(1 + ("length" in free and has_length(item))), torch.export.Dim.AUTO)
-
-    dimensions = pytree.tree_map(axes, (args, kwargs))
-    given = (args, kwargs)
-    others = [given, map_tensors(_tripled, given)]
-    if "length" in free:
-        others.append(map_tensors(_other_length, given))
+    model: nn.Module, example: Example, wanted: tuple[FreeAxis, ...]
+) -> tuple[torch.export.ExportedProgram, tuple[FreeAxis, ...]] | None:
+    """The program with free axes, and those that it leaves free, joined where their sizes depend on each other; None
+    where the model's code does not allow them.
+    """
+    tensors = tensors_in(example)
+    dimensions: dict[int, dict[int, Any]] = {}
+    for which, axis in sorted(_places(wanted)):
+        dimensions.setdefault(id(tensors[which]), {})[axis] = torch.export.Dim.AUTO
+    free = pytree.tree_map(
+        lambda item: dimensions.get(id(item), {}) if torch.is_tensor(item) else None, call_arguments(example)
+    )
+    # torch.export takes a size of one for a constant
+    ones = {(which, axis): 2 for which, axis in _places(wanted) if tensors[which].shape[axis] == 1}
+    args, kwargs = call_arguments(resized(example, ones))
     try:
-        more_args, more_kwargs = map_tensors(_doubled, given)
         program = torch.export.export(
-            model,
-            more_args,
-            more_kwargs,
-            dynamic_shapes=dimensions[0] if args else dimensions[1],
-            strict=False,
+            model, args, kwargs, dynamic_shapes=free[0] if args else free[1], strict=False
         )
         made = program.module()
-        for own_args, own_kwargs in others:
-            made(*own_args, **own_kwargs)  # an axis that was specialised refuses another size
-        if not _holds_far_away(model, made, given, free):
-            return None
+        call(made, example)
     except Exception as error:  # the model's code may raise anything
         raise_if_out_of_memory(error)
         return None
-    return program
+    return program, tuple(
+        each for each in _joined(program, wanted, len(tensors)) if _holds(model, made, example, each)
+    )
 
 
-def _holds_far_away(model: nn.Module, made: Callable[..., object], given: Any, free: tuple[str, ...]) -> bool:
-    """Whether a program's module takes much larger sizes that the model takes: a forward that branches on a size has
-    one of its branches in the program, which a file would compute for every size. Nothing is computed for it.
+def _joined(
+    program: torch.export.ExportedProgram, wanted: tuple[FreeAxis, ...], count: int
+) -> tuple[FreeAxis, ...]:
+    """The axes that have no fixed size in a program, as one where their sizes depend on each other."""
+    held = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    inputs = [held.get(str(name)) for name in program.graph_signature.user_inputs]
+    shapes = [each.shape for each in inputs if isinstance(each, torch.Tensor)]
+    if len(shapes) != count:
+        return wanted
+    found: list[tuple[set[str], FreeAxis]] = []
+    for each in wanted:
+        sizes: list[Any] = [shapes[which][axis] for which, axis in each.places]
+        if any(isinstance(size, int) for size in sizes):
+            continue  # the model's code needs it
+        symbols = {str(symbol) for size in sizes for symbol in size.node.expr.free_symbols}
+        first = next(
+            (place for place, (known, one) in enumerate(found) if known & symbols and one.name != "batch"),
+            None,
+        )
+        if first is None or each.name == "batch":
+            found.append((symbols, each))
+            continue
+        known, one = found[first]
+        joined = FreeAxis(one.name, (*one.places, *each.places), (*one.sizes, *each.sizes))
+        found[first] = (known | symbols, joined)
+    return tuple(each for _, each in found)
+
+
+def _holds(model: nn.Module, made: Callable[..., object], example: Example, axis: FreeAxis) -> bool:
+    """Whether a program's module takes the other sizes of an axis that the model takes, much larger ones as well: a
+    forward that branches on a size has one of its branches in the program, which a file would compute for every size.
+    For the far sizes nothing is computed.
     """
-    sizes: list[Callable[[torch.Tensor], torch.Tensor]] = [lambda tensor: _repeated(tensor, 0, 17)]
-    if "length" in free:
-        sizes += [
-            lambda tensor: _repeated(tensor, 1, 5) if has_length(tensor) else tensor,
-            lambda tensor: tensor[:, : max(2, tensor.shape[1] // 3)] if has_length(tensor) else tensor,
-        ]
-    for size in sizes:
-        with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-            args, kwargs = map_tensors(functools.partial(_faked, fake, size), given)
-            if _runs(model, args, kwargs) and not _runs(made, args, kwargs):
-                return False
+    with torch.no_grad():
+        other = axis.other(example)
+        if not runs(made, other):  # an axis that was specialised refuses another size
+            return False
+    sizes: list[Callable[[int], int]] = [lambda size: 17 * size]
+    if axis.name != "batch":
+        sizes = [lambda size: 5 * size, lambda size: max(2, size // 3), lambda size: max(2, size - 1)]
+    with undisturbed(model):
+        for size in sizes:
+            with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad():
+                far = map_tensors(fake.from_tensor, axis.changed(example, size))
+                if runs(model, far) and not runs(made, far):
+                    return False
     return True
-
-
-def _faked(
-    fake: FakeTensorMode, size: Callable[[torch.Tensor], torch.Tensor], tensor: torch.Tensor
-) -> torch.Tensor:
-    return fake.from_tensor(size(tensor))
-
-
-def _runs(model: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]) -> bool:
-    try:
-        model(*args, **kwargs)
-    except Exception as error:  # the model's code may raise anything
-        raise_if_out_of_memory(error)
-        return False
-    return True
-
-
-def _repeated(tensor: torch.Tensor, axis: int, times: int) -> torch.Tensor:
-    return torch.cat([tensor] * times, axis) if tensor.dim() > axis else tensor
-
-
-def _doubled(tensor: torch.Tensor) -> torch.Tensor:
-    """A batch of one as two: torch.export takes a size of one for a constant."""
-    return torch.cat([tensor, tensor]) if tensor.dim() and tensor.shape[0] == 1 else tensor
-
-
-def _other_length(tensor: torch.Tensor) -> torch.Tensor:
-    """Tokens cut to another length: shorter, as a model may have a longest one.
-
-    Args:
-        tensor: An input; one that has no length is given back.
-    """
-    if not has_length(tensor):
-        return tensor
-    length = tensor.shape[1]
-    return tensor[:, : length - 1] if length > 2 else torch.cat([tensor, tensor[:, :1]], 1)
-
-
-def _tripled(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.cat([tensor, tensor, tensor])
 
 
 def attends(program: torch.export.ExportedProgram) -> bool:
@@ -302,7 +289,7 @@ def load_program(path: Path, onnx: bool) -> Callable[..., object]:
 
 
 def program_error(
-    model: nn.Module, program: Callable[..., object], example: Example, free: Sequence[str]
+    model: nn.Module, program: Callable[..., object], example: Example, free: Sequence[FreeAxis]
 ) -> float:
     """The largest difference from the model's outputs, over the largest output.
 
@@ -310,29 +297,38 @@ def program_error(
         model: The model.
         program: The file's program.
         example: What both are called with.
-        free: What is free of "batch" and "length": a larger batch, another length are then compared as well.
+        free: The axes that are free: a larger batch, other sizes are then compared as well.
 
     Raises:
-        ProofError: The outputs have other shapes.
+        ProofError: The outputs have other shapes, or the file does not run.
     """
     generator = torch.Generator().manual_seed(0)
-
-    def larger(tensor: torch.Tensor) -> torch.Tensor:
-        if not tensor.dim():
-            return tensor
-        more = torch.cat([tensor, tensor.flip(0), tensor])
-        if torch.is_floating_point(more):
-            more = more + 0.1 * torch.randn(more.shape, generator=generator, dtype=more.dtype)
-        return more
-
     inputs = [example]
-    if "batch" in free:
-        inputs.append(map_tensors(larger, example))
-    if "length" in free:
-        inputs.append(map_tensors(_other_length, example))
-    return max(
-        largest_difference(tensors_in(call(model, one)), tensors_in(call(program, one))) for one in inputs
-    )
+    for axis in free:
+        inputs.append(larger(example, generator) if axis.name == "batch" else axis.other(example))
+    worst = 0.0
+    for one in inputs:
+        expected = tensors_in(call(model, one))
+        try:
+            found = call(program, one)
+        except SecateurError:
+            raise
+        except Exception as error:  # the runtime's errors have no class of their own
+            raise_if_out_of_memory(error)
+            raise ProofError(
+                f"the file does not run on inputs of the shapes {describe(one)} ({first_line(error)})"
+            ) from error
+        worst = max(worst, largest_difference(expected, tensors_in(found)))
+    return worst
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message that says something.
+
+    Args:
+        error: The error.
+    """
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def largest_difference(expected: list[torch.Tensor], found: list[torch.Tensor]) -> float:

@@ -287,8 +287,9 @@ def _not_smaller(size: int, in_floats: int, report: Int8Report) -> str:
         text = f"INT8 made the file only {1 - size / in_floats:.0%} smaller: {size:,} bytes, {in_floats:,} in floats"
     if not report.float_layers:
         return f"{text}; the model is so small that scales and operators take what the weights save"
+    count = len(report.float_layers)
     return (
-        f"{text}, as {len(report.float_layers)} layers had to stay in float; allow more with "
+        f"{text}, as {count} layer{'s' if count > 1 else ''} had to stay in float; allow more with "
         "Int8Options(lost=...), or have accuracy judged by labels: Int8Options(evaluate=...)"
     )
 

@@ -257,7 +257,7 @@ def test_fewest_finds_the_first_count_that_holds():
             UnknownNameError,
             "keep_float: no layer 'haed': did you mean 'head'",
         ),
-        (IMAGES, {"keep_float": "*"}, NothingToDoError, "keep_float names every layer"),
+        (IMAGES, {"keep_float": "*"}, NothingToDoError, "keep_float names every layer that could"),
     ],
 )
 def test_what_cannot_be_done_is_refused(model, tmp_path, int8, options, error, text):

@@ -330,8 +330,8 @@ def _search(
     """The file with the fewest sensitive layers in float that holds the limit."""
     if all(name in kept or name == OTHERS for name in units):
         raise NothingToDoError(
-            "int8: every layer stays in float, so that none would be quantised: keep_float names it, or it is a "
-            "product with more than one matrix, for which the runtime has no operator in INT8"
+            "int8: keep_float names every layer that could be in INT8, so that none would be quantised; products with "
+            "more than one stored matrix stay in float in any case"
         )
 
     seen: dict[tuple[str, ...], _Candidate] = {}

@@ -408,6 +408,7 @@ def test_both_ways_of_a_flag_are_cut_and_proved(flag: object) -> None:
     small = sc.shrink(model, masks, (x, flag))
     assert [small.model.get_submodule(name).in_features for name in "bc"] == [8, 8]
     assert {case.what for case in small.proof.cases} >= {"example", "flag"}
+    assert small.proof.unreached == ("spare.bias", "spare.weight")
     masks.apply_(model)
     for each in (True, False):
         torch.testing.assert_close(small.model(x, each), model(x, each))
@@ -419,3 +420,35 @@ def test_layers_that_no_input_reaches_are_named() -> None:
     proof = sc.shrink(model, sc.prune(model, "l2", "channel", 0.5, example=x), x).proof
     assert proof.unreached == ("c.bias", "c.weight", "spare.bias", "spare.weight")
     assert "; not of c, spare, which these inputs do not reach" in str(proof)
+
+
+def test_a_flag_that_no_case_turns_round_reaches_nothing() -> None:
+    torch.manual_seed(0)
+    model, x = Choosing().eval(), (torch.randn(3, 4), True)
+    masks = sc.prune(model, "l2", "channel", 0.5, example=x)
+    proof = sc.shrink(model, masks, x, proof=sc.ProofOptions(other_shapes=False)).proof
+    assert "flag" not in {case.what for case in proof.cases}
+    assert proof.unreached == ("c.bias", "c.weight", "spare.bias", "spare.weight")
+
+
+def test_a_flag_that_the_dense_model_refuses_is_named() -> None:
+    class Rows(nn.Module):
+        """Without the flag, numbers are looked up in a table that does not hold them."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.few = nn.Embedding(10, 16), nn.Embedding(4, 16)
+            self.a, self.b = nn.Linear(16, 8), nn.Linear(16, 8)
+
+        def forward(self, ids: torch.Tensor, deep: bool) -> torch.Tensor:
+            y = self.words(ids)
+            return self.a(y) if deep else self.b(y + self.few(ids))
+
+    torch.manual_seed(0)
+    model, x = Rows().eval(), (torch.tensor([[1, 2, 9, 0, 3]]), True)
+    proof = sc.shrink(model, sc.prune(model, "l2", "channel", 0.5, example=x), x).proof
+    assert proof.unreached == ("b.bias", "b.weight", "few.weight")
+    [refused] = [each for each in proof.refused if each.flag]
+    assert refused.why == "IndexError: index out of range in self"
+    assert "; not on (1, 5) with a flag the other way round, which the dense model refuses" in str(proof)
+    assert str(refused).startswith("(1, 5) with a flag the other way round (IndexError")

@@ -18,6 +18,7 @@ from torch import nn
 import secateur as sc
 from secateur.errors import DataError, NothingToDoError, OptionError, ProofError
 from secateur.structure.cutting import cut
+from secateur.structure.groups import couplings
 from secateur.structure.groups.couplings import analyse
 from secateur.structure.proof import ProofOptions
 from secateur.structure.proof_runs import run
@@ -675,3 +676,110 @@ def test_what_training_alone_gives_may_have_fewer_channels() -> None:
     assert not small.locked
     small.model.train()
     assert [tuple(out.shape) for out in small.model(x)] == [(2, 784), (2, 10), (2, 10)]
+
+
+def test_a_loss_without_a_form_in_float64_is_proved_in_float32() -> None:
+    class Labelled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 3)
+
+        def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+            y = self.b(self.a(x).relu())
+            if not self.training:
+                return y
+            assert labels is not None
+            return nn.functional.binary_cross_entropy(y.sigmoid(), labels.float())
+
+    torch.manual_seed(0)
+    model, x = Labelled().eval(), torch.randn(4, 6)
+    given = (x, torch.randint(0, 2, (4, 3)))
+    masks = sc.prune(model, "l2", "channel", 0.5, example=x, options=sc.PruneOptions(training=given))
+    proof = sc.shrink(model, masks, x, proof=ProofOptions(training=given)).proof
+    assert (proof.dtype, proof.untrained, proof.holds) == ("float32", "", True)
+    assert [case.what for case in proof.cases if case.mode == "train"] == ["training"]
+
+
+def test_float32_proves_a_small_model_that_alone_has_no_form_in_float64() -> None:
+    class Narrow(Losses):
+        def forward(self, x: torch.Tensor, targets: dict[str, torch.Tensor] | None = None) -> object:
+            if self.training and x.dtype == torch.float64:
+                raise NotImplementedError("not implemented for 'Double'")
+            return super().forward(x, targets)
+
+    torch.manual_seed(0)
+    model, small = Losses(lambda y: y).eval(), Narrow(lambda y: y).eval()
+    small.load_state_dict(model.state_dict())
+    proof = prove(model, small, {}, X, ProofOptions(training=TARGETS))
+    assert (proof.dtype, proof.holds) == ("float32", True)
+
+
+class Counting(nn.Module):
+    """Whether a head runs in training depends on the values of the targets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(6, 16), nn.Linear(16, 3), nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+        h = self.a(x).relu()
+        y = self.b(h)
+        if not self.training:
+            return y
+        assert targets is not None
+        count = int(targets.sum())
+        return (y * count).mean() + (self.head(h).mean() if count > 3 else 0)
+
+
+def test_values_of_one_call_decide_nothing_about_the_next() -> None:
+    torch.manual_seed(0)
+    model, x = Counting().eval(), torch.randn(4, 6)
+    masks = sc.prune(model, "l2", "channel", 0.5, example=x)
+    few, many = ((x, torch.tensor(values)) for values in ([1.0, 0.0], [9.0, 9.0]))
+    analyse(model, x, training=few)
+    assert analyse(model, x, training=many).untouched == ()
+    assert analyse(model, x, training=few).untouched == ("head.bias", "head.weight")
+    for call, unreached in ((many, ()), (few, ("head.bias", "head.weight"))):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(couplings, "_RECENT", weakref.WeakKeyDictionary())
+            alone = sc.explain(model, x, budget=0.5, training=call).removed_parameters
+        assert sc.explain(model, x, budget=0.5, training=call).removed_parameters == alone
+        small = sc.shrink(model, masks, x, proof=ProofOptions(training=call))
+        assert (small.model.a.out_features, small.proof.unreached) == (8, unreached)
+    assert analyse(model, x) is analyse(model, x)  # what depends on shapes alone is kept
+
+
+def test_what_is_never_trained_is_not_said_to_be_proved_in_training() -> None:
+    class Helped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.head = nn.Linear(6, 16), nn.Linear(16, 3), nn.Linear(16, 5)
+
+        def forward(self, x: torch.Tensor) -> object:
+            h = self.a(x).relu()
+            return (self.b(h), self.head(h)) if self.training else self.b(h)
+
+    torch.manual_seed(0)
+    model, x = Helped().eval(), torch.randn(4, 6)
+    masks = sc.prune(model, "l2", "channel", 0.5, example=x, options=sc.PruneOptions(training=False))
+    head = ("head.bias", "head.weight")
+    for options, unreached in (
+        (ProofOptions(), ()),
+        (ProofOptions(training=False), head),
+        (ProofOptions(("eager", "train"), training=False), ()),
+    ):
+        proof = sc.shrink(model, masks, x, proof=options).proof
+        assert (proof.unreached, proof.untrained) == (unreached, "")
+
+
+@pytest.mark.parametrize("options", [sc.PruneOptions, ProofOptions])
+def test_options_that_hold_a_call_are_compared(options: type) -> None:
+    one = options(training=TARGETS)
+    again = options(training=(X.clone(), {"wanted": torch.ones(2, 4)}))
+    assert one == again
+    assert hash(one) == hash(again)
+    for other in (options(), options(training=(X, {"wanted": torch.zeros(2, 4)})), options(training=X), 1):
+        assert one != other
+    assert options() == options() != options(training=False)
+    assert options(training=X) == options(training=X.clone()) != options(training=X[:1])
+    assert options(training=X) != options(training=X.double())

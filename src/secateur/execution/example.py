@@ -27,6 +27,7 @@ from secateur.execution.undisturbed import kept_random_state
 
 __all__ = [
     "Batch",
+    "ComparedByCall",
     "Example",
     "Training",
     "call_arguments",
@@ -98,6 +99,56 @@ def own_call(training: Training) -> bool:
     (False, True)
     """
     return not isinstance(training, bool)
+
+
+class ComparedByCall:
+    """A base of frozen data classes with a field `training`, which may hold tensors: two are equal where the tensors of
+    both have the same values, and all other fields are equal.
+
+    >>> @dataclass(frozen=True, eq=False)
+    ... class Options(ComparedByCall):
+    ...     training: Training = True
+    >>> x = torch.zeros(2, 3)
+    >>> Options((x, 1)) == Options((x.clone(), 1)), Options((x, 1)) == Options((x + 1, 1)), Options() == Options(False)
+    (True, False, False)
+    """
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return self._others() == other._others() and _same_call(
+            vars(self)["training"], vars(other)["training"]
+        )
+
+    def __hash__(self) -> int:
+        return hash(self._others())
+
+    def _others(self) -> tuple[object, ...]:
+        return tuple(value for name, value in vars(self).items() if name != "training")
+
+
+def _same_call(left: Training, right: Training) -> bool:
+    """Whether two calls are of the same type with equal tensors; calls that do not say are different."""
+    if left is right:
+        return True
+    pair = [tensors_in(left), tensors_in(right)]
+    if type(left) is not type(right) or len(pair[0]) != len(pair[1]):
+        return False
+    try:
+        plain = map_tensors(_nothing, left) == map_tensors(_nothing, right)
+        return bool(plain) and all(map(_same_tensor, *pair))
+    except (RuntimeError, TypeError, ValueError):
+        return False
+
+
+def _nothing(tensor: torch.Tensor) -> None:
+    return None
+
+
+def _same_tensor(left: torch.Tensor, right: torch.Tensor) -> bool:
+    if left is right:
+        return True
+    return left.dtype == right.dtype and left.device == right.device and torch.equal(left, right)
 
 
 def call_arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -29,7 +29,7 @@ from secateur.core.model_kinds import plain_model
 from secateur.core.targets import Pattern, Target
 from secateur.criteria import Criterion, CriterionLike
 from secateur.errors import DataError, NothingToDoError, OptionError
-from secateur.execution.example import Example, Training, check_training, first_example
+from secateur.execution.example import ComparedByCall, Example, Training, check_training, first_example
 from secateur.execution.verb import verb
 from secateur.granularity import Granularity, GranularityLike
 from secateur.pruning.connectivity import raise_if_disconnected
@@ -46,8 +46,8 @@ for one round.
 """
 
 
-@dataclass(frozen=True)
-class PruneOptions:
+@dataclass(frozen=True, eq=False)
+class PruneOptions(ComparedByCall):
     """The limits of a call of `prune`: the weights that take part, earlier masks, and floors.
 
     Args:

@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 
 from secateur.core.html_table import html_table
 from secateur.errors import OptionError
-from secateur.execution.example import Training, check_training
+from secateur.execution.example import ComparedByCall, Training, check_training
 from secateur.structure.trace.refused import Refused
 
 __all__ = ["MODES", "Proof", "ProofCase", "ProofDomain", "ProofLike", "ProofOptions", "as_proof_options"]
@@ -37,8 +37,8 @@ _NAMED = 4
 """How many of the refused shapes a proof's text names."""
 
 
-@dataclass(frozen=True)
-class ProofOptions:
+@dataclass(frozen=True, eq=False)
+class ProofOptions(ComparedByCall):
     """What is proved.
 
     Attributes:
@@ -188,12 +188,12 @@ class Proof:
             rounding errors decide the values (batch norm over few positions).
         bypassed: Blocks of the dense model whose output was their input: the shrunk model does not have them, and a
             norm after the addition keeps zeros from standing for that.
-        refused: Other shapes that were tried and that the dense model does not accept, each with the reason.
+        refused: Other shapes and flags that were tried and that the dense model does not accept, each with the reason.
         besides: What leaves with removed channels although the masks keep it, as biases behind masks of granularity
             "filter" do, and by how much that changes the outputs; empty where it changes none.
         untrained: Why nothing is proved of training, such as that the dense model does not run there on these inputs
             (it needs targets); empty where it is proved, or left out on request.
-        unreached: Parameters that none of the recorded forwards used: nothing is proved of what they compute.
+        unreached: Parameters that none of the proved forwards use: nothing is proved of what they compute.
     """
 
     error: float
@@ -251,7 +251,7 @@ class Proof:
         if self.bypassed:
             where += f", with {', '.join(self.bypassed)} of the dense model bypassed"
         if self.refused:
-            tried = list(dict.fromkeys(" and ".join(map(str, each.shapes)) for each in self.refused))
+            tried = list(dict.fromkeys(each.what for each in self.refused))
             more = f" and {len(tried) - _NAMED} more" if len(tried) > _NAMED else ""
             where += f"; not on {', '.join(tried[:_NAMED])}{more}, which the dense model refuses"
         if self.unreached:

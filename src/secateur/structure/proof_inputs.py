@@ -35,7 +35,8 @@ _EXTRA, _DEAR = 1.5, 2.0
 class ProofInput:
     """An input and the modes it is to be run in; `spare` is another one to use where the dense model refuses it.
 
-    `own_call` says whether it is what the user says that the model is called with in training.
+    `own_call` says whether it is what the user says that the model is called with in training; `recorded` is the
+    recording of a flag the other way round.
     """
 
     what: str
@@ -43,6 +44,7 @@ class ProofInput:
     modes: tuple[str, ...]
     spare: Example = None
     own_call: bool = False
+    recorded: Trace | None = None
 
     @property
     def shapes(self) -> Shapes:
@@ -105,7 +107,9 @@ def proof_inputs(
     """
     flagged = flag_runs(recorded, model, example) if recorded is not None and options.other_shapes else ()
     example = _varied(example)
-    further = [ProofInput("flag", _varied(each.example), options.modes) for each in flagged]
+    further = [
+        ProofInput("flag", _varied(each.example), options.modes, recorded=each.trace) for each in flagged
+    ]
     further += training_input(model, example, options)
     found = [ProofInput("example", example, options.modes)]
     if not options.other_shapes:

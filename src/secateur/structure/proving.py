@@ -39,7 +39,6 @@ from secateur.structure.proof import Proof, ProofCase, ProofOptions, Shapes
 from secateur.structure.proof_inputs import ProofInput, proof_inputs
 from secateur.structure.proof_runs import ModelRun, disturb_, double_copy, random_fills, run
 from secateur.structure.selections import Selections, largest_difference
-from secateur.structure.trace.flags import flag_runs
 from secateur.structure.trace.in_training import reads_training, training_run, used_tensors
 from secateur.structure.trace.refused import Refused
 from secateur.structure.trace.trace import Trace
@@ -103,7 +102,7 @@ class _Prover:
         fills: Values to use for parameters that are 0, of the dense model and of the shrunk one.
         bypassed: The blocks whose output is their input in the dense model.
         plan: How the shrunk model was cut; None where that is not known.
-        refused: The inputs of other shapes that the dense model did not accept in any mode, by their shapes.
+        refused: The inputs of other shapes and flags that the dense model did not accept in any mode.
         failure: The error of the last run that the dense model failed, if any.
         untrained: Why nothing is proved of training, where that was asked for; empty where it is proved.
     """
@@ -117,7 +116,7 @@ class _Prover:
     fills: tuple[Mapping[str, torch.Tensor] | None, Mapping[str, torch.Tensor] | None] = (None, None)
     bypassed: tuple[str, ...] = ()
     plan: ShrinkPlan | None = None
-    refused: dict[Shapes, Refused] = field(default_factory=dict)
+    refused: dict[tuple[Shapes, int], Refused] = field(default_factory=dict)
     failure: Exception | None = None
     untrained: str = ""
 
@@ -138,7 +137,7 @@ class _Prover:
         self.untrained = _NOT_RUN if trained and not any(trained) else ""
         for one in wanted:
             if one is not None:
-                self.refused.pop(one[0].shapes, None)
+                self.refused.pop(_kind(one[0]), None)
         del dense
         small = double_copy(self.small, None, self.dtype, self.fills[1])
         found = []
@@ -146,7 +145,7 @@ class _Prover:
             got = run(small, each.example, mode, self.dtype)
             if (
                 got.error is not None
-                and mode != "train"
+                and (mode != "train" or each.own_call)
                 and _unsupported(got.error)
                 and self.dtype == torch.float64
             ):
@@ -165,22 +164,23 @@ class _Prover:
         if want.error is None:
             return each, mode, want
         self.failure = want.error
-        if mode == "train":
-            if each.own_call:
-                raise DenseProofError(
-                    f"the masked {_name(self.model)} does not run in training on proof=sc.ProofOptions(training=...) "
-                    f"({_said(want.error)}); the model is unchanged"
-                ) from want.error
+        if mode == "train" and not each.own_call:
             return None
         if _unsupported(want.error) and self.dtype == torch.float64:
             raise _WideTypeError from want.error
+        if each.own_call:
+            raise DenseProofError(
+                f"the masked {_name(self.model)} does not run in training on proof=sc.ProofOptions(training=...) "
+                f"({_said(want.error)}); the model is unchanged"
+            ) from want.error
         if each.what == "example" and mode in ("eager", "no_grad"):
             raise DenseProofError(
                 f"the masked {_name(self.model)} does not run on the example "
                 f"({_said(want.error)}); the model is unchanged"
             ) from want.error
         if each.what != "fresh":
-            self.refused.setdefault(each.shapes, Refused.by(each.shapes, want.error))
+            refused = Refused.by(each.shapes, want.error, flag=each.what == "flag")
+            self.refused.setdefault(_kind(each), refused)
         return None
 
     def _checked(self, each: ProofInput, mode: str, want: ModelRun, got: ModelRun) -> tuple[float, float]:
@@ -406,6 +406,11 @@ def _shapes(found: ModelRun) -> list[tuple[int, ...]]:
     return [tuple(tensor.shape) for tensor in found.outputs]
 
 
+def _kind(each: ProofInput) -> tuple[Shapes, int]:
+    """What inputs have in common that the dense model accepts or refuses together: their shapes; a flag is alone."""
+    return each.shapes, id(each) if each.what == "flag" else 0
+
+
 def _name(model: nn.Module) -> str:
     return type(model).__name__
 
@@ -501,23 +506,35 @@ def prove(
             prover.fills, filled = fills, tuple(fills[0])
             found = prover.compare(inputs)
     proof = _proof_of(prover, found, filled)
-    proof = replace(proof, untrained=prover.untrained, unreached=_unreached(model, example, options, how))
-    return replace(proof, refused=(*refused, *prover.refused.values()))
+    unreached = _unreached(prover, found, example, options, how.recording)
+    return replace(
+        proof,
+        untrained=prover.untrained,
+        unreached=unreached,
+        refused=(*refused, *prover.refused.values()),
+    )
 
 
-def _unreached(model: nn.Module, example: Example, options: ProofOptions, how: DenseRun) -> tuple[str, ...]:
-    """The parameters that no recording of the dense model used."""
-    recorded = how.recording
+def _unreached(
+    prover: _Prover,
+    found: Sequence[tuple[ProofInput, str, ModelRun, float, float]],
+    example: Example,
+    options: ProofOptions,
+    recorded: Trace | None,
+) -> tuple[str, ...]:
+    """The parameters that no case of the proof uses: only flags and trainings that became cases, or were checked."""
     if recorded is None:
         return ()
     names = {name for name, ref in recorded.parameters.items() if ref.role == "parameter"}
     idle = names - used_tensors(recorded)
     if not idle:
         return ()
-    training = options.training if own_call(options.training) else True
-    second = training_run(recorded, model, example, training)
-    more = [each.trace for each in flag_runs(recorded, model, example)]
-    more += [] if second is None else [second.trace]
+    more = [each.recorded for each, *_ in found if each.recorded is not None]
+    trained = options.training is not False or any(mode == "train" for _, mode, *_ in found)
+    if trained and not prover.untrained:
+        training = options.training if own_call(options.training) else True
+        second = training_run(recorded, prover.model, example, training)
+        more += [] if second is None else [second.trace]
     return tuple(sorted(idle.difference(*map(used_tensors, more))))
 
 

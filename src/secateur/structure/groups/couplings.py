@@ -44,7 +44,11 @@ __all__ = ["Group", "KeptShapes", "Slot", "Structure", "analyse", "regroup"]
 
 @dataclass(eq=False)
 class Structure:
-    """The structure of a model: groups that can be cut, axes that are locked, layouts to check a cut against."""
+    """The structure of a model: groups that can be cut, axes that are locked, layouts to check a cut against.
+
+    `lasting` says whether it depends on shapes alone: a forward that reads values, in training too, may take another
+    branch next time.
+    """
 
     trace: Trace
     follower: Follower
@@ -53,6 +57,7 @@ class Structure:
     slots: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)
     untouched: tuple[str, ...] = ()
     more: tuple[Follower, ...] = ()
+    lasting: bool = True
 
     @property
     def classes(self) -> np.ndarray:
@@ -264,7 +269,7 @@ def analyse(
             recorded = next((structure.trace for structure in before.values()), None)
             before = {**before, sizes: _analyse(model, example, across_norm, training, sizes, recorded)}
     found = before[sizes]
-    if found.trace.mode == "meta":  # a forward that reads values may take another branch next time
+    if found.lasting:
         _RECENT[model] = (key, before)
     return found
 
@@ -331,7 +336,9 @@ def _analyse(
         name for name, ref in recorded.parameters.items() if ref.role == "buffer" and ref.shape
     } - used_tensors(recorded)
     more: list[Follower] = []
+    lasting = recorded.mode == "meta"
     for second in _further_runs(recorded, model, example, training) if idle else ():
+        lasting = lasting and second.mode == "meta"
         if not (used := used_tensors(second)) & idle:
             continue
         other = Follower(second, labels, across_norm)
@@ -341,7 +348,9 @@ def _analyse(
         more.append(other)
         unused -= used
     _lock_counted(labels, (main, *more))
-    return _group(recorded, labels, main, tuple(more), tuple(sorted(unused)))
+    found = _group(recorded, labels, main, tuple(more), tuple(sorted(unused)))
+    found.lasting = lasting
+    return found
 
 
 def _further_runs(recorded: Trace, model: nn.Module, example: object, training: Training) -> Iterator[Trace]:

@@ -483,8 +483,7 @@ def prove(
         DenseProofError: The masked model does not run on the example, or in none of the modes.
         ShapeProofError: Likewise, for an input of another shape than the example's only.
     """
-    options = options or ProofOptions()
-    how = how or DenseRun()
+    options, how = options or ProofOptions(), how or DenseRun()
     larger = larger_inputs(how.recording)
     refused: list[Refused] = []
     inputs = proof_inputs(model, example, options, how.traced, larger, refused, how.recording)
@@ -499,18 +498,14 @@ def prove(
     if not found:
         raise _in_no_mode(model, options, prover.failure) from prover.failure
     prover.check_recorded(example, options, how, larger)
-    filled: tuple[str, ...] = ()
-    if plan is not None and not _any_output(found):
-        fills = random_fills(model, masks, plan)
-        if fills[0]:
-            prover.fills, filled = fills, tuple(fills[0])
-            found = prover.compare(inputs)
-    proof = _proof_of(prover, found, filled)
-    unreached = _unreached(prover, found, example, options, how.recording)
+    fills = (None, None) if plan is None or _any_output(found) else random_fills(model, masks, plan)
+    if fills[0]:
+        prover.fills = fills
+        found = prover.compare(inputs)
     return replace(
-        proof,
+        _proof_of(prover, found, tuple(fills[0] or ())),
         untrained=prover.untrained,
-        unreached=unreached,
+        unreached=_unreached(prover, found, example, options, how.recording),
         refused=(*refused, *prover.refused.values()),
     )
 

@@ -225,7 +225,15 @@ def read_data(verb: str, data: Iterable[object], checkpoint: Checkpoint) -> list
         data: The batches.
         checkpoint: The weights.
     """
-    return read_all(verb, data, nn.Linear(1, 1, dtype=_dtype(checkpoint)))
+    return read_all(verb, data, _AnyCall(1, 1, dtype=_dtype(checkpoint)))
+
+
+class _AnyCall(nn.Linear):
+    """Stands for a model that is not loaded: it has the type of its weights, and takes any arguments."""
+
+    def forward(self, *args: object, **keywords: object) -> torch.Tensor:
+        """Never called."""
+        raise NotImplementedError
 
 
 def job_text(

@@ -80,7 +80,9 @@ def test_a_cut_detector_trains_with_its_own_losses(name: str, torchvision: Modul
     masks = sc.prune(model, "l2", "channel", 0.5, example=example, options=options)
     proved = sc.ProofOptions(("no_grad",), other_shapes=False, training=call)
     small = sc.shrink(model, masks, example, proof=proved)
-    assert small.proof.error < 1e-9
+    # keypoints must be float32: "target keypoints must of float type"
+    assert small.proof.dtype == ("float32" if "keypoint" in name else "float64")
+    assert small.proof.error < (1e-5 if "keypoint" in name else 1e-9)
     assert ("training", "train") in {(case.what, case.mode) for case in small.proof.cases}
     assert (small.proof.untrained, small.proof.shapes_only) == ("", False)
     before, after = (sum(p.numel() for p in m.parameters()) for m in (model, small.model))

@@ -79,7 +79,7 @@ def _over(absolute: float, scale: float) -> float:
 
 def _unsupported(error: Exception | None) -> bool:
     """Whether an error says that an operator has no float64 form."""
-    return isinstance(error, (RuntimeError, NotImplementedError)) and (
+    return isinstance(error, (RuntimeError, NotImplementedError, TypeError)) and (
         "ouble" in str(error) or "loat64" in str(error)
     )
 

@@ -13,6 +13,8 @@ says so, and by how much the outputs change.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 
@@ -23,7 +25,7 @@ from secateur.structure.cutting import Cut
 from secateur.structure.depth.bypass import bypass_
 from secateur.structure.proof import Proof
 from secateur.structure.proof_runs import double_copy, run
-from secateur.structure.selections import largest_difference
+from secateur.structure.selections import differences, relative
 
 __all__ = ["constants", "warn_of_constants"]
 
@@ -38,15 +40,19 @@ def constants(model: nn.Module, masks: Masks, whole: Masks) -> list[str]:
         masks: The masks that the cut was asked for.
         whole: Everything that the cut removes.
     """
-    parameters, found = dict(model.named_parameters(remove_duplicate=False)), []
+    return [name for name, value in _leaving(model, masks, whole) if value.dim() == 1]
+
+
+def _leaving(model: nn.Module, masks: Masks, whole: Masks) -> Iterator[tuple[str, torch.Tensor]]:
+    """The parameters of which a cut removes a weight that is not zero and that the masks keep."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, mask in whole.items():
-        value = parameters.get(name)
-        if value is None or value.dim() != 1:
+        if name not in parameters or (name in masks and torch.equal(masks[name], mask)):
             continue
+        value = parameters[name].detach()
         leaves = masks[name] & ~mask if name in masks else ~mask
-        if bool((value.detach().to(leaves.device)[leaves] != 0).any()):
-            found.append(name)
-    return found
+        if bool((value.to(leaves.device)[leaves] != 0).any()):
+            yield name, value
 
 
 def warn_of_constants(model: nn.Module, masks: Masks, cut: Cut, example: Example, proof: Proof) -> str:
@@ -62,7 +68,7 @@ def warn_of_constants(model: nn.Module, masks: Masks, cut: Cut, example: Example
     Returns:
         What the proof says of it; empty where the outputs are equal.
     """
-    if not _leaves_more(model, masks, cut.masks):
+    if next(_leaving(model, masks, cut.masks), None) is None:
         return ""
     names = constants(model, masks, cut.masks)
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
@@ -80,18 +86,6 @@ def warn_of_constants(model: nn.Module, masks: Masks, cut: Cut, example: Example
     return f"with the constants of removed channels{listed} at zero as well, else outputs differ by {off:.2g}"
 
 
-def _leaves_more(model: nn.Module, masks: Masks, whole: Masks) -> bool:
-    """Whether a cut removes a weight that is not zero and that the masks keep."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    for name, mask in whole.items():
-        if name not in parameters or (name in masks and torch.equal(masks[name], mask)):
-            continue
-        leaves = masks[name] & ~mask if name in masks else ~mask
-        if bool((parameters[name].detach().to(leaves.device)[leaves] != 0).any()):
-            return True
-    return False
-
-
 def _difference(
     model: nn.Module, masks: Masks, cut: Cut, example: Example, dtype: torch.dtype
 ) -> float | None:
@@ -104,8 +98,4 @@ def _difference(
     shapes = [[tensor.shape for tensor in each.outputs] for each in (left, right)]
     if left.error is not None or right.error is not None or shapes[0] != shapes[1]:
         return None
-    absolute = scale = 0.0
-    for a, b in zip(left.outputs, right.outputs, strict=True):
-        apart, largest = largest_difference(a, b)
-        absolute, scale = max(absolute, apart), max(scale, largest)
-    return absolute / scale if scale else absolute
+    return relative(*differences(left.outputs, right.outputs))

@@ -38,7 +38,7 @@ from secateur.structure.depth.bypass import bypass_
 from secateur.structure.proof import Proof, ProofCase, ProofOptions, Shapes
 from secateur.structure.proof_inputs import ProofInput, proof_inputs
 from secateur.structure.proof_runs import ModelRun, disturb_, double_copy, random_fills, run
-from secateur.structure.selections import Selections, largest_difference
+from secateur.structure.selections import Selections, differences, relative
 from secateur.structure.trace.in_training import reads_training, training_run, used_tensors
 from secateur.structure.trace.refused import Refused
 from secateur.structure.trace.trace import Trace
@@ -62,19 +62,6 @@ class ShapeProofError(ProofError):
     def __init__(self, text: str, example: Example, what: str, training: bool = False):
         super().__init__(text)
         self.example, self.what, self.training = example, what, training
-
-
-def _difference(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> tuple[float, float]:
-    """(largest absolute difference, largest absolute value) of two lists of outputs of the same shapes."""
-    absolute = scale = 0.0
-    for a, b in zip(left, right, strict=True):
-        apart, largest = largest_difference(a, b)
-        absolute, scale = max(absolute, apart), max(scale, largest)
-    return absolute, scale
-
-
-def _over(absolute: float, scale: float) -> float:
-    return absolute / scale if scale > 0 else absolute
 
 
 def _unsupported(error: Exception | None) -> bool:
@@ -201,8 +188,8 @@ class _Prover:
                 each, f"gets no gradient at {', '.join(map(repr, lost[:3]))} {where}, the dense one does"
             )
         if want.shapes_only and shapes[0] == shapes[1]:
-            absolute, scale = _difference(want.outputs, got.outputs)
-            if not scale or _over(absolute, scale) > self.tolerance or want.outputs is got.outputs:
+            absolute, scale = differences(want.outputs, got.outputs)
+            if not scale or relative(absolute, scale) > self.tolerance or want.outputs is got.outputs:
                 return 0.0, 1.0
             want.shapes_only = False  # both drew the same numbers
             return absolute, scale
@@ -210,30 +197,32 @@ class _Prover:
             want.shapes_only = True
             return 0.0, 1.0
         absolute, scale = (
-            _difference(want.outputs, got.outputs) if shapes[0] == shapes[1] else (math.inf, 0.0)
+            differences(want.outputs, got.outputs) if shapes[0] == shapes[1] else (math.inf, 0.0)
         )
-        if mode in ("eager", "no_grad", "train") and (_over(absolute, scale) > self.tolerance or not scale):
+        if mode in ("eager", "no_grad", "train") and (
+            relative(absolute, scale) > self.tolerance or not scale
+        ):
             chosen = self._with_one_choice(each, mode, want)
-            if chosen is not None and _over(*chosen) <= self.tolerance:
+            if chosen is not None and relative(*chosen) <= self.tolerance:
                 return chosen
             if chosen is not None and not scale and self.equality:
                 self._fail(
                     each,
                     f"does not select from what the masked one does {where} ({', '.join(want.selected)}): largest "
-                    f"difference {_over(*chosen):.3e} of the largest value, expected at most {self.tolerance:.0e}",
+                    f"difference {relative(*chosen):.3e} of the largest value, expected at most {self.tolerance:.0e}",
                 )
-        if mode == "train" and self.tolerance < _over(absolute, scale) <= self._disturbed(each, want):
+        if mode == "train" and self.tolerance < relative(absolute, scale) <= self._disturbed(each, want):
             want.shapes_only = True
             return 0.0, 1.0
         if shapes[0] != shapes[1]:
             self._fail(each, f"gives outputs of shapes {shapes[0]}, the masked one {shapes[1]}, {where}")
-        if mode == "no_grad" and _over(absolute, scale) > self.tolerance:
+        if mode == "no_grad" and relative(absolute, scale) > self.tolerance:
             absolute, scale = min((absolute, scale), self._without_fast_path(each, mode, got))
-        if self.equality and _over(absolute, scale) > self.tolerance:
+        if self.equality and relative(absolute, scale) > self.tolerance:
             self._fail(
                 each,
                 f"does not compute what the masked one does {where}: largest difference "
-                f"{_over(absolute, scale):.3e} of the largest output, expected at most {self.tolerance:.0e}",
+                f"{relative(absolute, scale):.3e} of the largest output, expected at most {self.tolerance:.0e}",
             )
         return absolute, scale
 
@@ -255,7 +244,7 @@ class _Prover:
         moved = run(disturb_(self.dense()), each.example, "train", self.dtype)
         if [t.shape for t in moved.outputs] != [t.shape for t in want.outputs]:
             return 0.0
-        return _over(*_difference(want.outputs, moved.outputs))
+        return relative(*differences(want.outputs, moved.outputs))
 
     def _by_chance(self, each: ProofInput, want: ModelRun, got: ModelRun) -> tuple[ModelRun, ModelRun]:
         """The results of a forward that draws random numbers, without the differences that chance makes.
@@ -307,11 +296,11 @@ class _Prover:
                 torch.where((mine == 0).all(-1, keepdim=True), 0, want) if want.dim() else want
                 for mine, want in zip(got.outputs, plain.outputs, strict=True)
             ]
-            return max(_difference(plain.outputs, slow.outputs), _difference(rows, got.outputs))
+            return max(differences(plain.outputs, slow.outputs), differences(rows, got.outputs))
         shapes = [[tuple(t.shape) for t in run.outputs] for run in (plain, got)]
         if plain.error is not None or shapes[0] != shapes[1]:
             return math.inf, 0.0
-        return _difference(plain.outputs, got.outputs)
+        return differences(plain.outputs, got.outputs)
 
     def _with_one_choice(self, each: ProofInput, mode: str, want: ModelRun) -> tuple[float, float] | None:
         """The largest difference and output where both models are given the selections that the dense one makes.
@@ -334,7 +323,7 @@ class _Prover:
         want.selected = chosen.names
         if second.error is not None or shapes[0] != shapes[1] or not chosen.complete:
             return math.inf, 1.0
-        absolute, scale = _difference(first.outputs, second.outputs)
+        absolute, scale = differences(first.outputs, second.outputs)
         if not scale:
             return max(absolute, chosen.error) * max(chosen.largest, 1.0), max(chosen.largest, 1.0)
         return max(absolute, chosen.error * scale), scale
@@ -538,12 +527,12 @@ def _proof_of(
 ) -> Proof:
     """The proof that the comparisons of all inputs add up to: the largest difference, and every case."""
     cases = tuple(
-        ProofCase(each.what, each.shapes, mode, math.nan if want.shapes_only else _over(absolute, scale))
+        ProofCase(each.what, each.shapes, mode, math.nan if want.shapes_only else relative(absolute, scale))
         for each, mode, want, absolute, scale in found
     )
-    _, _, want, absolute, scale = max(found, key=lambda one: _over(*one[3:]))
+    _, _, want, absolute, scale = max(found, key=lambda one: relative(*one[3:]))
     dtype = str(prover.dtype).removeprefix("torch.")
-    error = _over(absolute, scale)
+    error = relative(absolute, scale)
     selected = tuple(dict.fromkeys(name for _, _, run, *_ in found for name in run.selected))
     outputs = len(want.outputs)
     return Proof(

@@ -17,7 +17,7 @@ a choice is made from, and gives both models the choice of the first.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from secateur.core.nested import map_tensors, tensors_in
 from secateur.core.torch_calls import Arguments, Keywords
 
-__all__ = ["Selections", "largest_difference"]
+__all__ = ["Selections", "differences", "relative"]
 
 _CHOOSE = frozenset(
     [
@@ -81,6 +81,25 @@ def largest_difference(left: torch.Tensor, right: torch.Tensor) -> tuple[float, 
     if not finite.any():
         return 0.0, 0.0
     return float((left - right)[finite].abs().max()), float(left[finite].abs().max())
+
+
+def differences(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> tuple[float, float]:
+    """(largest absolute difference, largest absolute value) of two lists of outputs of the same shapes.
+
+    Args:
+        left: The ones whose values give the scale.
+        right: The others.
+    """
+    absolute = scale = 0.0
+    for a, b in zip(left, right, strict=True):
+        apart, largest = largest_difference(a, b)
+        absolute, scale = max(absolute, apart), max(scale, largest)
+    return absolute, scale
+
+
+def relative(absolute: float, scale: float) -> float:
+    """A difference over the largest value; the difference itself where all values are 0."""
+    return absolute / scale if scale > 0 else absolute
 
 
 class Selections(TorchDispatchMode):

@@ -263,7 +263,7 @@ def write_measurements(measurements: Measurements, path: Path) -> int:
         pyarrow.parquet.write_table(table, buffer)
         atomic_write(path, buffer.getvalue())
     elif path.suffix == ".json":
-        atomic_write(path, json.dumps(numbered(measurements), indent=2).encode())
+        atomic_write(path, json.dumps(finite(numbered(measurements)), indent=2).encode())
     else:
         raise OptionError(f"{path}: expected a name that ends in .csv, .parquet or .json")
     return len(rows)

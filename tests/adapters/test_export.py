@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
@@ -75,6 +76,19 @@ def test_every_variant_computes_the_same_at_any_batch(model, ending, tmp_path):
     assert sizes["shrunk"] < sizes["dense"]
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(f"{name}{ending}" for name in sizes)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("ending", [pytest.param(".onnx", marks=needs_onnx), ".pt2"])
+def test_a_file_does_not_say_where_the_code_lay_and_is_the_same_twice(model, ending, tmp_path):
+    """An exporter notes the lines of code of each operator, with the folders of the machine."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        sc.export(model, tmp_path / name / f"m{ending}", X)
+    text = (tmp_path / "a" / f"m{ending}").read_bytes()
+    assert Path(__file__).name.encode() not in text
+    assert Path(__file__).parent.name.encode() + b"/" not in text
+    assert b"body" in text  # the name of each operator's layer stays
+    assert text == (tmp_path / "b" / f"m{ending}").read_bytes()
 
 
 @needs_onnx

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -32,6 +32,9 @@ from secateur.execution.calling import call, describe
 from secateur.execution.example import Example, call_arguments
 from secateur.execution.undisturbed import undisturbed
 
+if TYPE_CHECKING:
+    import onnx_ir
+
 __all__ = [
     "OnnxNames",
     "attends",
@@ -45,6 +48,11 @@ __all__ = [
 ]
 
 _GRAPH_WORDS = frozenset(["code", "graph", "meta"])  # attributes of torch's own graphs
+_NOTES = (
+    "pkg.torch.onnx.stack_trace",  # empty by then
+    "pkg.torch.onnx.fx_node",
+    "pkg.torch.export.ExportedProgram.graph_signature",
+)
 ATTENTION = 23
 """The first opset of ONNX with an operator for attention."""
 
@@ -236,9 +244,13 @@ def write_program(
     Raises:
         DataError: The exporter cannot write the model.
     """
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            # lines of the code that it came from, with the folders of this machine
+            node.meta.pop("stack_trace", None)
     if not onnx:
-        with quiet():
-            torch.export.save(program, path)
+        with quiet(), path.open("wb") as file:  # a path would give its name to the archive's own folder
+            torch.export.save(program, file)
         return
     with quiet():
         try:
@@ -247,9 +259,19 @@ def write_program(
             raise_if_out_of_memory(error)
             raise DataError(_unwritten(program, error)) from error
         assert found is not None
+        _strip(found.model)
         found.save(str(path), external_data=False)
         if names is not None:
             _name(path, names)
+
+
+def _strip(model: onnx_ir.Model) -> None:
+    """Take out of a model what its exporter noted of the program, a tenth of a small file."""
+    graphs = (model.graph, *(each.graph for each in model.functions.values()))
+    notes = [model.metadata_props, *(graph.metadata_props for graph in graphs)]
+    for held in (*notes, *(node.metadata_props for graph in graphs for node in graph.all_nodes())):
+        for key in _NOTES:
+            held.pop(key, None)
 
 
 def _name(path: Path, names: OnnxNames) -> None:

@@ -74,3 +74,29 @@ def test_search_runs_a_recipe_with_code_that_is_allowed(secateur, recipe):
     code, out, err = secateur(*words, "--allow-code", "--device", "cpu", "--json")
     assert code == 0, err
     assert [bool(one["values"]) for one in json.loads(out)["tried"]] == [True]
+
+
+def test_a_comparison_is_shown_before_it_runs_and_its_models_are_written(secateur, recipe):
+    words = ("compare", recipe, "--allow-code", "--methods", "magnitude,random", "--seeds", "1", "-q")
+    code, out, err = secateur(*words, "--dry-run")
+    assert code == 0, err
+    assert "7 steps would run, 0 are cached, 1 share another trial's work" in out
+    assert not Path("runs").exists()
+    code, out, err = secateur(*words, "--out", "kept")
+    assert code == 0, err
+    assert sorted(path.name for path in Path("kept").iterdir()) == ["measurements.json", "trial-1", "trial-2"]
+    assert (Path("kept") / "trial-2" / "masks.safetensors").is_file()
+
+
+def test_the_models_of_a_front_are_written(secateur, recipe):
+    pytest.importorskip("optuna", reason="OPTUNA IS NOT INSTALLED: the search is not tested here")
+    words = ("--over", "prune.budget=0.1:0.6", "--maximize", "sparsity", "--trials", "2", "--out", "front")
+    code, out, err = secateur("search", recipe, "--allow-code", "--set", "prune2.budget=0.65", *words, "-q")
+    assert code == 0, err
+    rows = json.loads(Path("front", "front.json").read_text())
+    assert rows
+    for row in rows:
+        assert row["values"] == {"sparsity": pytest.approx(0.65, abs=0.02)}
+        folder = Path("front", f"trial-{row['trial_number']}")
+        assert {"model.safetensors", "masks.safetensors"} <= {path.name for path in folder.iterdir()}
+        assert f"{row['trial_number']}  " in out

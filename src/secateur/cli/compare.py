@@ -7,14 +7,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from secateur.cli.flags import with_flags
-from secateur.cli.options import STORE, Jobs, ProgressFlags, RecipeChanges, RecipePath, StoreFolder
+from secateur.cli.options import ProgressFlags, RecipeChanges, RecipePath
 from secateur.cli.output import print_json, show_table
+from secateur.cli.run import RunFlags, show_plan
 from secateur.core.terminal import say
 from secateur.errors import SecateurError
 
@@ -29,30 +29,34 @@ def compare(
         typer.Option("--methods", metavar="A,B,C", help="Methods; the others are compared with the first."),
     ],
     changes: RecipeChanges,
+    flags: RunFlags,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Number of seeds of each method.")] = 3,
-    jobs: Jobs = 1,
-    store: StoreFolder = STORE,
-    report: Annotated[
-        Path | None,
-        typer.Option("--report", help="Folder to write the report to, a page with table and chart."),
-    ] = None,
     *,
     output: ProgressFlags,
 ) -> None:
     """Compare pruning methods: the same data, schedule, seeds and budget for each; table, intervals and test."""
-    from secateur.lab.comparing import compare_methods
+    from secateur.lab.comparing import compare_methods, comparison_recipe
     from secateur.lab.display import progress_display
+    from secateur.lab.planning import plan as make_plan
     from secateur.lab.store import Store
+    from secateur.lab.tables import write_results
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
+    read = changes.read(recipe)
+    if flags.dry_run:
+        show_plan(make_plan(comparison_recipe(read, names, seeds)), flags.store, flags.jobs, output.json)
+        return
+    store = Store(flags.store)
     found = compare_methods(
-        changes.read(recipe),
-        Store(store),
+        read,
+        store,
         names,
         seeds=seeds,
-        jobs=jobs,
-        progress=progress_display(output.quiet, many=jobs > 1),
+        jobs=flags.jobs,
+        progress=progress_display(output.quiet, many=flags.jobs > 1),
     )
+    if flags.out is not None:
+        write_results(found.ran, store, flags.out)
     if output.json:
         shown = (*found.rows, *([found.dense] if found.dense else []))
         print_json([{**asdict(row), "verdict": row.verdict} for row in shown])
@@ -67,10 +71,10 @@ def compare(
         )
     for line in found.notes:
         say(line, error=output.json)
-    if report is not None:
+    if flags.report is not None:
         from secateur.report import Report, Run
 
-        page = Report([Run(found.ran.plan.recipe.name, found.measurements())]).write(report)[0]
+        page = Report([Run(found.ran.plan.recipe.name, found.measurements())]).write(flags.report)[0]
         say(f"report: {page}", error=output.json)
     if found.ran.failures:
         index, message = found.ran.failures[0]

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from secateur.lab.store import Store
     from secateur.lab.trust import AllowCode
 
-__all__ = ["VERBS", "write_report"]
+__all__ = ["VERBS", "RunFlags", "show_plan", "write_report"]
 
 _DEMO = Path("demo")
 
@@ -70,7 +70,7 @@ def _carry_out(
 
     plan = make_plan(recipe, device=cluster.device(recipe) if cluster is not None else None)
     if flags.dry_run:
-        _preview(plan, flags, output.json)
+        show_plan(plan, flags.store, flags.jobs, output.json)
         return
     store = Store(flags.store)
     if launched.rank()[0] > 0:
@@ -85,14 +85,21 @@ def _carry_out(
     _show(ran, plan, store, flags, output.json)
 
 
-def _preview(plan: RunPlan, flags: RunFlags, json: bool) -> None:
-    """Print what would be done, step by step, and what is cached."""
+def show_plan(plan: RunPlan, store: Path, jobs: int, json: bool) -> None:
+    """Print what would be done, step by step, and what is cached.
+
+    Args:
+        plan: The plan of a run.
+        store: The folder of the run store.
+        jobs: Processes that would share the trials.
+        json: Whether to print it as JSON.
+    """
     from secateur.lab.display.preview import preview
     from secateur.lab.store import Store
 
     recipe = plan.recipe
     notes = plan.reshaping()
-    known = Store(flags.store) if (flags.store / "store.sqlite").is_file() else None
+    known = Store(store) if (store / "store.sqlite").is_file() else None
     rows = list(plan.rows(known))
     if json:
         names = ("trial", "step", "options", "what")
@@ -112,7 +119,7 @@ def _preview(plan: RunPlan, flags: RunFlags, json: bool) -> None:
     shared = len(rows) - todo - cached
     say(f"{todo} steps would run, {cached} are cached, {shared} share another trial's work")
     if len(plan.trials) > 1:
-        say(preview(plan, known).text(flags.jobs))
+        say(preview(plan, known).text(jobs))
 
 
 def _with_settings(plan: RunPlan, rows: list[tuple[str, str, str, str]]) -> list[list[str]]:

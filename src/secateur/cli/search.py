@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -33,12 +34,12 @@ class SearchFlags:
             "--over", metavar="KEY=A:B", help="KEY=first:last, KEY=first:last:log or KEY=a,b. Repeatable."
         ),
     ] = None
-    maximize: Annotated[list[str] | None, typer.Option("--maximize", help="A measured name. Repeatable.")] = (
-        None
-    )
-    minimize: Annotated[list[str] | None, typer.Option("--minimize", help="A measured name. Repeatable.")] = (
-        None
-    )
+    maximize: Annotated[
+        list[str] | None, typer.Option("--maximize", metavar="NAME", help="A measured name. Repeatable.")
+    ] = None
+    minimize: Annotated[
+        list[str] | None, typer.Option("--minimize", metavar="NAME", help="A measured name. Repeatable.")
+    ] = None
     floor: Annotated[
         list[str] | None,
         typer.Option("--floor", metavar="NAME=X", help="Stop a trial when this falls below X. Repeatable."),
@@ -47,9 +48,13 @@ class SearchFlags:
         int, typer.Option("--trials", min=1, help="Trials in total, those of earlier calls included.")
     ] = 20
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Trials at a time.")] = 1
-    name: Annotated[str | None, typer.Option("--name", help="The study's name; default: the recipe's.")] = (
+    name: Annotated[str | None, typer.Option("--name", help="The search's name; default: the recipe's.")] = (
         None
     )
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder for the weights and files of the trials on the front."),
+    ] = None
 
     def floors(self) -> dict[str, float]:
         """The floor of each measured name."""
@@ -76,21 +81,24 @@ def search(
     from dataclasses import asdict
 
     from secateur.lab.display import progress_display
-    from secateur.lab.searching import SearchOptions
+    from secateur.lab.searching import SearchOptions, write_front
     from secateur.lab.searching import search as look
     from secateur.lab.store import Store
 
     axes = dict(text.partition("=")[::2] for text in flags.over or [])
     floors = flags.floors()
+    read, opened = changes.read(recipe), Store(store)
     found = look(
-        changes.read(recipe),
-        Store(store),
+        read,
+        opened,
         axes,
         maximize=flags.maximize or [],
         minimize=flags.minimize or [],
         options=SearchOptions(flags.trials, flags.jobs, floors, flags.name),
         progress=progress_display(output.quiet, many=True),
     )
+    if flags.out is not None:
+        write_front(found, read, opened, flags.out)
     if output.json:
         print_json(asdict(found))
         return
@@ -101,7 +109,7 @@ def _show(found: TrialSearchResult, axes: list[str], objectives: list[str]) -> N
     """Print the front, and the number of trials that have no values."""
     rows = [
         [
-            str(one.number),
+            str(one.number + 1),
             *(str(one.settings[key]) for key in axes),
             *(f"{one.values[key]:g}" for key in objectives),
         ]

@@ -17,22 +17,26 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from secateur.core.json_text import finite
 from secateur.core.pareto import pareto_front
-from secateur.errors import MissingExtraError, OptionError, RecipeError, SecateurError
+from secateur.errors import MissingExtraError, OptionError, RecipeError, SecateurError, StoreError
 from secateur.execution.devices import device_word
 from secateur.lab.database import parsed
 from secateur.lab.display import Progress
 from secateur.lab.engines import Engine
+from secateur.lab.objects import atomic_write
 from secateur.lab.planning import PlannedTrial, RunPlan, plan_trial
 from secateur.lab.recipe import Recipe
 from secateur.lab.store import Store
+from secateur.lab.tables import write_outcome
 
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["SearchOptions", "SearchedTrial", "TrialSearchResult", "axis", "pareto", "search"]
+__all__ = ["SearchOptions", "SearchedTrial", "TrialSearchResult", "axis", "pareto", "search", "write_front"]
 
 _TABLE = (
     "CREATE TABLE IF NOT EXISTS search_log (id INTEGER PRIMARY KEY AUTOINCREMENT, study TEXT, entry TEXT)"
@@ -258,6 +262,36 @@ def search(
             )
     engine.end()
     return _found(study, signs)
+
+
+def write_front(found: TrialSearchResult, recipe: Recipe, store: Store, out: Path) -> list[Path]:
+    """Write the weights, masks and files of every trial on the front into a folder of its own, and what they are.
+
+    Args:
+        found: The result of a search.
+        recipe: The recipe that was searched.
+        store: The store that the search was kept in.
+        out: The folder: `trial-N` of each trial, counted from 1, and `front.json`.
+
+    Returns:
+        The files written.
+    """
+    written: list[Path] = []
+    for one in found.front:
+        trial = plan_trial(recipe.with_settings(one.settings), one.number, dict(one.settings))
+        outcome = store.outcome(trial.steps[-1].key)
+        if outcome is None:
+            raise StoreError(
+                f"trial {one.number + 1}: the store does not hold its outcome any more; compute it again: secateur run "
+                + " ".join(f"--set {key}={value}" for key, value in one.settings.items())
+            )
+        written += write_outcome(outcome, store, out / f"trial-{one.number + 1}")
+    rows = [
+        {"trial_number": one.number + 1, "settings": dict(one.settings), "values": dict(one.values)}
+        for one in found.front
+    ]
+    atomic_write(out / "front.json", json.dumps(finite(rows), indent=2).encode())
+    return [*written, out / "front.json"]
 
 
 def _axes(

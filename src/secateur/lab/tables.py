@@ -23,7 +23,7 @@ from secateur.core.measurement import Measurement, Measurements
 from secateur.core.over_seeds import interval_of, mean_over_seeds
 from secateur.errors import NothingToDoError, OptionError, StoreError
 from secateur.lab.objects import atomic_write
-from secateur.lab.outcomes import Table
+from secateur.lab.outcomes import Outcome, Table
 from secateur.report.files import csv_text
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ __all__ = [
     "summary",
     "variants",
     "write_measurements",
+    "write_outcome",
     "write_results",
 ]
 
@@ -269,6 +270,41 @@ def write_measurements(measurements: Measurements, path: Path) -> int:
     return len(rows)
 
 
+def write_outcome(outcome: Outcome, store: Store, folder: Path) -> list[Path]:
+    """Write the weights, the masks, the plan and the files of a step's outcome into a folder.
+
+    Args:
+        outcome: What the step left.
+        store: The store that holds it.
+        folder: The folder.
+
+    Returns:
+        The files written.
+
+    Raises:
+        StoreError: The store names a file that would not lie in the folder.
+    """
+    state = outcome.state
+    parts = {
+        "model.safetensors": state.get("weights"),
+        "masks.safetensors": state.get("masks"),
+        "plan.json": state.get("plan"),
+        **dict(state.get("files", {})),
+    }
+    written = []
+    for name, place in parts.items():
+        if place is None:
+            continue
+        if Path(name).name != name or name.startswith(".") or name in ("", ".."):
+            raise StoreError(
+                f"a file of a step: expected a plain file name in the store, got {name!r}; the store is "
+                "damaged or was changed; restore it from a copy, or name another folder with --store"
+            )
+        atomic_write(folder / name, store.objects.get(place.removeprefix("object:")))
+        written.append(folder / name)
+    return written
+
+
 def write_results(ran: Ran, store: Store, out: Path) -> list[Path]:
     """Write the final weights, masks and files of every trial, and all Measurements, into a folder.
 
@@ -286,25 +322,9 @@ def write_results(ran: Ran, store: Store, out: Path) -> list[Path]:
     written = []
     for trial in ran.plan.trials:
         outcome = store.outcome(trial.steps[-1].key)
-        if outcome is None:  # the trial failed
-            continue
-        folder = out if len(ran.plan.trials) == 1 else out / f"trial-{trial.index + 1}"
-        parts = {
-            "model.safetensors": outcome.state.get("weights"),
-            "masks.safetensors": outcome.state.get("masks"),
-        }
-        parts["plan.json"] = outcome.state.get("plan")
-        parts |= dict(outcome.state.get("files", {}))
-        for name, place in parts.items():
-            if place is not None:
-                if Path(name).name != name or name.startswith(".") or name in ("", ".."):
-                    raise StoreError(
-                        f"a file of a step: expected a plain file name in the store, got {name!r}; the store is "
-                        "damaged or was changed; restore it from a copy, or name another folder with --store"
-                    )
-                data = store.objects.get(place.removeprefix("object:"))
-                atomic_write(folder / name, data)
-                written.append(folder / name)
+        if outcome is not None:  # the trial did not fail
+            folder = out if len(ran.plan.trials) == 1 else out / f"trial-{trial.index + 1}"
+            written += write_outcome(outcome, store, folder)
     if ran.measurements:
         write_measurements(ran.measurements, out / "measurements.json")
         written.append(out / "measurements.json")

@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 from secateur.adapters.free_axes import FreeAxis, axes_of, has_length, larger, resized, runs
 from secateur.adapters.onnx_model import OnnxModel, extra_module
 from secateur.adapters.onnx_names import name_axes, name_outputs, output_names
+from secateur.adapters.recurrent import whole_recurrent
 from secateur.core.nested import map_tensors, tensors_in
 from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.errors import DataError, ProofError, SecateurError
@@ -102,7 +103,7 @@ def record_program(
         DataError: The model cannot be recorded.
     """
     args, kwargs = call_arguments(example)
-    with quiet():
+    with quiet(), whole_recurrent():
         if isinstance(dynamic, bool):
             wanted = axes_of(model, example)[0] if dynamic else ()
         else:
@@ -252,7 +253,7 @@ def write_program(
         with quiet(), path.open("wb") as file:  # a path would give its name to the archive's own folder
             torch.export.save(program, file)
         return
-    with quiet():
+    with quiet(), whole_recurrent():
         try:
             found = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=opset)
         except Exception as error:  # the exporter raises what its passes lead to

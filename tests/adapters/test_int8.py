@@ -270,6 +270,9 @@ def test_what_cannot_be_done_is_refused(model, tmp_path, int8, options, error, t
 def test_a_model_without_weights_is_refused(tmp_path):
     with pytest.raises(NothingToDoError, match="no convolution, linear layer or product with weights"):
         export(nn.ReLU(), tmp_path / "m.onnx", X, int8=IMAGES)
+    convolutions = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    with pytest.raises(NothingToDoError, match="has convolutions only; give batches"):
+        export(convolutions.eval(), tmp_path / "m.onnx", X, int8="dynamic")
 
 
 def test_options_are_checked(model, tmp_path):

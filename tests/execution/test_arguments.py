@@ -104,3 +104,23 @@ def test_what_is_no_mask_is_refused_with_the_order_of_the_arguments() -> None:
             verb(model, None)  # type: ignore[operator]
     assert sc.shrink(model, dict(masks), EXAMPLE).proof.holds  # type: ignore[arg-type]
     assert sc.measure(model, masks=None, what="params")["params"].value == 74
+
+
+def test_a_dict_is_the_one_argument_of_a_model_that_takes_it_whole():
+    class Tower(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 16), nn.Linear(16, 3)
+
+        def forward(self, batch):
+            return self.b(self.a(batch["x"]).relu())
+
+    batch = {"x": torch.randn(2, 4)}
+    model = Tower().eval()
+    masks = sc.prune(model, "l2", "channel", 0.5, example=batch)
+    small = sc.shrink(model, masks, batch)  # by position as well
+    assert small.model.a.out_features == 8
+    assert small.model(batch).shape == (2, 3)
+    assert (
+        sc.prune(Tower(), "l2", "channel", 0.5, example={"batch": batch}).sparsity == masks.sparsity
+    )  # as keyword

@@ -211,8 +211,14 @@ def units_of(graph: onnx.ModelProto, kinds: Sequence[str]) -> dict[str, list[str
         else:
             others.append(node.name)
     if not units:
+        if "Conv" not in kinds and any(node.op_type == "Conv" for node in graph.graph.node):
+            raise NothingToDoError(
+                "int8='dynamic' quantises linear layers and products alone, and the exported file has convolutions "
+                "only; give batches to calibrate with in place of 'dynamic'"
+            )
         raise NothingToDoError(
-            "int8: the exported file has no convolution, linear layer or product with weights to quantise"
+            "int8: the exported file has no convolution, linear layer or product with weights to quantise; export it "
+            "in floats, without int8"
         )
     return {**units, OTHERS: others} if others else units
 

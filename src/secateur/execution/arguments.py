@@ -26,6 +26,7 @@ from torch import nn
 from secateur.core.masks import Masks, as_masks
 from secateur.core.model_kinds import module_of
 from secateur.errors import OptionError
+from secateur.execution.example import takes_a_dict
 
 __all__ = ["Arguments"]
 
@@ -73,7 +74,19 @@ class Arguments:
                 where[key] = as_masks(value) if name == "masks" else _model(value, name, kinds)
             except OptionError as error:
                 raise OptionError(f"{error}{self._order(args)}") from None
+        self._whole_dict(places, named)
         return tuple(places), named
+
+    def _whole_dict(self, places: list[Any], named: dict[str, Any]) -> None:
+        """Make a dict the one argument of a model that takes it whole; else it would be taken for keywords."""
+        at = self.names.index("example") if "example" in self.names else len(places)
+        where: Any = places if at < len(places) else named
+        key: Any = at if where is places else "example"
+        value = where[key] if where is places else named.get(key)
+        if isinstance(value, Mapping) and any(
+            takes_a_dict(each, value) for each in self.models(tuple(places), named)
+        ):
+            where[key] = (value,)
 
     def models(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[nn.Module]:
         """The models that the verb works on, with those inside results that it takes as they are."""

@@ -1,6 +1,7 @@
 """Examples: the arguments of one call of a model, and how they are taken from data.
 
 An example is one call of a model: a tuple holds the arguments, a dict the keywords, anything else is the one argument.
+A dict that holds no keyword of a model with one argument is that argument.
 A batch of data is `(inputs, targets)` as a tuple or list, a dict (as Hugging Face collators give), or the inputs alone.
 
 >>> import torch
@@ -35,6 +36,7 @@ __all__ = [
     "first_example",
     "own_call",
     "read_batch",
+    "takes_a_dict",
 ]
 
 Example: TypeAlias = object
@@ -197,7 +199,7 @@ def read_batch(batch: object, index: int, *, labels_apart: bool, model: nn.Modul
             needed = _needed(model)
             key = next((key for key in _LABELS if key in kwargs and key not in needed), None)
             if key is not None:
-                targets = kwargs[key] if _takes_a_dict(model, kwargs) else kwargs.pop(key)
+                targets = kwargs[key] if takes_a_dict(model, kwargs) else kwargs.pop(key)
         call: tuple[tuple[Any, ...], dict[str, Any]] = ((), kwargs)
     elif isinstance(batch, (tuple, list)) and len(batch) >= 2:
         call = _arguments(batch[0] if len(batch) == 2 else tuple(batch[:-1]))
@@ -205,7 +207,7 @@ def read_batch(batch: object, index: int, *, labels_apart: bool, model: nn.Modul
     else:
         inputs = batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 1 else batch
         call, targets = _arguments(inputs), inputs
-    if not call[0] and _takes_a_dict(model, call[1]):
+    if not call[0] and takes_a_dict(model, call[1]):
         call = ((call[1],), {})
     first = next((t for t in tensors_in([*call[0], call[1]]) if t.dim() > 0), None)
     if first is None:
@@ -236,12 +238,16 @@ def _needed(model: nn.Module | None) -> set[str]:
     }
 
 
-def _takes_a_dict(model: nn.Module | None, keywords: Mapping[str, object]) -> bool:
+def takes_a_dict(model: nn.Module | None, keywords: Mapping[str, object]) -> bool:
     """Whether these keywords are the one argument of a model: it needs no other, and has none of their names.
+
+    Args:
+        model: The model; None is none that does.
+        keywords: The dict.
 
     >>> class Tower(nn.Module):
     ...     def forward(self, batch, scale=1.0): ...
-    >>> _takes_a_dict(Tower(), {"user": 1}), _takes_a_dict(Tower(), {"batch": 1}), _takes_a_dict(nn.ReLU(), {})
+    >>> takes_a_dict(Tower(), {"user": 1}), takes_a_dict(Tower(), {"batch": 1}), takes_a_dict(nn.ReLU(), {})
     (True, False, False)
     """
     parameters = _parameters(model)

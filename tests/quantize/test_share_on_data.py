@@ -14,6 +14,7 @@ import secateur as sc
 from secateur.errors import OptionError
 from secateur.quantize import Kmeans, Quantizer, Uniform
 from secateur.quantize.calibrated import Quadratic, descended
+from secateur.quantize.rates import entropy_bits
 from secateur.quantize.share import ShareOptions
 from secateur.quantize.tables import table_codebook
 from secateur.quantize.tuned_values import LearntAssignments, SharedWeight
@@ -249,6 +250,22 @@ def test_channels_of_transposed_convolutions_lie_along_their_second_axis() -> No
     assert all(len(found.model.weight[:, channel].unique()) <= 2 for channel in range(6))
     with pytest.raises(OptionError, match="grouped transposed convolutions"):
         sc.share(nn.ConvTranspose2d(4, 6, 3, groups=2), 1, per="channel", data=data)
+
+
+def test_steps_of_coded_bits_are_nearer_than_a_codebook_of_as_many_bits() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 96))
+    nn.init.normal_(model[0].weight)
+    inputs = [torch.randn(600, 64)]
+    steps = sc.share(model, method="uniform", coded_bits=2.8, data=inputs)
+    values = sc.share(model, bits=3, data=inputs)
+
+    def bits(shared: sc.Shared) -> float:
+        counts = torch.bincount(shared.codebooks["0.weight"].indices.flatten().long()).numpy()
+        return float(entropy_bits(counts)) / (64 * 96)
+
+    assert 2.75 < bits(steps) < bits(values)
+    assert error(steps.model, model, inputs) < 0.95 * error(values.model, model, inputs)
 
 
 def test_uniform_steps_stay_uniform() -> None:

@@ -92,6 +92,40 @@ def test_half_precision_never_rounds_up_to_infinity():
     assert np.isfinite(palette.values).all()
 
 
+# -- coded bits ------------------------------------------------------------------------------------
+
+
+def test_the_step_of_coded_bits_by_hand():
+    # 7,000 numbers even over a width of 7. By a step of 1.25 five levels have 1.25 / 7 of them each, and the outer two
+    # 0.375 / 7: 5 x 0.1786 x 2.485 + 2 x 0.0536 x 4.222 = 2.6715 bits. A larger step has fewer.
+    weights = (torch.arange(7000) + 0.5) / 1000 - 3.5
+    palette = Uniform(coded_bits=2.6715).palette("w", weights, 0, 0)
+    assert palette.values.size == 7
+    assert palette.step == pytest.approx(1.25, rel=2e-3)
+
+
+@pytest.mark.parametrize("bits", [0.5, 2, 3.25, 6])
+def test_plain_rounding_by_the_step_of_coded_bits_has_this_entropy(bits):
+    weights = 1e-3 * laplace()
+    palette = Uniform(coded_bits=bits).palette("w", weights, 0, 0)
+    counts = torch.bincount(palette.assign(weights)).numpy()
+    assert bits <= entropy_bits(counts) / weights.numel() < bits + 0.01
+
+
+def test_coded_bits_that_no_step_reaches_are_refused():
+    with pytest.raises(
+        OptionError, match=r"fc: expected weights that take coded_bits=3 each, got fewer distinct"
+    ):
+        Uniform(coded_bits=3).palette("fc", torch.tensor([-1.0, 0.0, 0.5, 1.0]), 0, 0)
+    assert Uniform(coded_bits=3).palette("fc", torch.zeros(4), 0, 0).values.tolist() == [0.0]
+
+
+@pytest.mark.parametrize("options", [{"coded_bits": 0}, {"coded_bits": 17}, {"coded_bits": 3, "step": 0.1}])
+def test_coded_bits_stand_alone_and_lie_between_0_and_16(options):
+    with pytest.raises(OptionError, match="coded_bits of uniform sharing"):
+        Uniform(**options)
+
+
 # -- rate ------------------------------------------------------------------------------------------
 
 

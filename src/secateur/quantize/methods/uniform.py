@@ -6,6 +6,14 @@
 >>> palette.values.tolist(), palette.assign(weights).tolist()
 ([-1.0, -0.5, 0.0, 0.5, 1.0], [0, 2, 3, 4])
 
+With `coded_bits` the step is found by what the levels take after coding: the entropy of how often each occurs. Steps
+finer than one would give as many values as bits tell: rare levels cost little, as they are rare.
+
+>>> even = torch.linspace(-3.49, 3.49, 350)
+>>> palette = Uniform(coded_bits=2.67).palette("fc", even, zeros=0, seed=0)  # 5 levels of 5/28, 2 of 3/56: 2.67 bits
+>>> len(palette.values), round(palette.step, 2)
+(7, 1.25)
+
 With `rate` bits have a cost: weights move from rare levels to frequent ones, above all to zero.
 
 >>> palette = Uniform(step=0.5, rate=0.1).palette("fc", weights, zeros=1000, seed=0)
@@ -39,7 +47,11 @@ class Uniform(Quantizer):
 
     Attributes:
         step: The distance between levels; the one of least squared error for `bits` unless given.
-        bits: Limits the levels to -(2**(bits - 1) - 1) ... 2**(bits - 1) - 1. Neither step nor bits means 5 bits.
+        bits: Limits the levels to -(2**(bits - 1) - 1) ... 2**(bits - 1) - 1. None of step, bits and coded_bits means 5
+            bits.
+        coded_bits: Bits of a weight after coding, by the frequencies of the levels: the step is the largest with which
+            plain rounding has them. Masked weights do not count. With `data`, where weights move for each other, the
+            levels take a little more or less.
         rate: The cost of a bit, in squared steps: each weight goes to the level that minimises
             (weight / step - level)**2 + rate * bits(level). The bits are those of an adaptive code that has seen the
             whole tensor, masked zeros included; levels and bits are found in turn until neither changes.
@@ -49,6 +61,7 @@ class Uniform(Quantizer):
 
     step: float | None = None
     bits: int | None = None
+    coded_bits: float | None = None
     rate: float = 0.0
     dead_zone: float = 0.5
     rounds: int = 30
@@ -64,6 +77,11 @@ class Uniform(Quantizer):
                 "a finite number above 0",
             ),
             (self.bits is None or (whole and 2 <= self.bits <= 16), "bits", "a whole number from 2 to 16"),
+            (
+                self.coded_bits is None or (self.step is None and 0 < self.coded_bits <= 16),
+                "coded_bits",
+                "a number above 0, up to 16, and no step besides",
+            ),
             (math.isfinite(self.rate) and self.rate >= 0, "rate", "a finite number, 0 or more"),
             (math.isfinite(self.dead_zone) and self.dead_zone >= 0.5, "dead_zone", "0.5 steps or more"),
             (self.rounds >= 1, "rounds", "at least 1"),
@@ -84,9 +102,9 @@ class Uniform(Quantizer):
         """
         numbers, exponent = in_range(to_numpy(weights))
         data = SortedWeights(numbers)
-        bits = 5 if self.bits is None and self.step is None else self.bits
+        bits = 5 if self.bits is None and self.step is None and self.coded_bits is None else self.bits
         limit = 2 ** (bits - 1) - 1 if bits is not None else None
-        step = self._step(data, limit, weights.dtype, exponent)
+        step = self._step(name, data, limit, weights.dtype, exponent)
         levels = self._levels(name, data, step, limit, weights.dtype, exponent)
         cuts = self._cuts(data, levels, step, zeros)
         counts = np.diff(data.whole(data.positions(cuts)))
@@ -96,10 +114,14 @@ class Uniform(Quantizer):
         values = torch.from_numpy(_values(levels[first : last + 1], step)).to(weights.dtype).double().numpy()
         return Palette(values, cuts, step, int(levels[first]))
 
-    def _step(self, data: SortedWeights, limit: int | None, dtype: torch.dtype, exponent: int) -> float:
-        """The step in the scale of `data`: the one given, or the one of least squared error."""
+    def _step(
+        self, name: str, data: SortedWeights, limit: int | None, dtype: torch.dtype, exponent: int
+    ) -> float:
+        """The step in the scale of `data`: as given, by coded bits, or of least squared error."""
         if self.step is not None:
             step = math.ldexp(self.step, exponent)
+        elif self.coded_bits is not None:
+            step = _step_of_entropy(name, data, self.coded_bits)
         else:
             assert limit is not None
             step = _least_error_step(data, limit)
@@ -193,6 +215,33 @@ def _envelope(levels: Ints, prices: Floats) -> Floats:
         cuts[left:right] = begin
     cuts[hull[-1] :] = math.inf
     return cuts
+
+
+def _step_of_entropy(name: str, data: SortedWeights, bits: float) -> float:
+    """The largest step with which plain rounding has an entropy of at least `bits` a weight, to a thousandth of it."""
+    top = max(abs(float(data.values[0])), abs(float(data.values[-1])))
+    if top == 0:
+        return 1.0
+
+    def enough(step: float) -> bool:
+        reach = math.ceil(top / step)
+        counts = np.diff(data.whole(data.positions(_values(np.arange(-reach, reach + 1), step, 0.5)[:-1])))
+        share = counts[counts > 0] / counts.sum()
+        return float(-(share * np.log2(share)).sum()) >= bits
+
+    high = 2 * top  # everything is rounded to zero
+    low = high / 2
+    while not enough(low):
+        low, high = low / 2, low
+        if 2 * top / low > _MOST:
+            raise OptionError(
+                f"{name}: expected weights that take coded_bits={bits:g} each, got fewer distinct ones, which no step "
+                "tells apart; ask for fewer coded_bits, or share it with method='exact'"
+            )
+    while high > low * 1.001:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if enough(middle) else (low, middle)
+    return low
 
 
 def _least_error_step(data: SortedWeights, limit: int) -> float:

@@ -431,6 +431,29 @@ def test_a_flag_that_no_case_turns_round_reaches_nothing() -> None:
     assert proof.unreached == ("c.bias", "c.weight", "spare.bias", "spare.weight")
 
 
+def test_a_layer_that_a_flag_alone_keeps_whole_is_said_to_depend_on_the_flag() -> None:
+    class Counting(nn.Module):
+        """With the flag, another layer answers, and the number of channels decides what."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 16), nn.Linear(16, 2), nn.Linear(16, 2)
+
+        def forward(self, x: torch.Tensor, scaled: bool) -> torch.Tensor:
+            y = self.a(x).relu()
+            return self.c(y) * (2.0 if self.a.weight.shape[0] < 16 else 1.0) if scaled else self.b(y)
+
+    torch.manual_seed(0)
+    model, x = Counting().eval(), (torch.randn(3, 4), False)
+    masks = sc.prune(model, "l2", "channel", 0.5, example=x)
+    with pytest.raises(
+        NothingToDoError, match="a: its positions mean something else where a flag is turned round"
+    ):
+        sc.shrink(model, masks, x)
+    small = sc.shrink(model, masks, x, proof=sc.ProofOptions(other_shapes=False))
+    assert small.model.a.out_features == 8
+
+
 def test_a_flag_that_the_dense_model_refuses_is_named() -> None:
     class Rows(nn.Module):
         """Without the flag, numbers are looked up in a table that does not hold them."""

@@ -51,17 +51,17 @@ class DenseProofError(ProofError):
 
 
 class ShapeProofError(ProofError):
-    """The proof holds for the example, and fails for an input of another shape, or in training.
+    """The proof holds for the example, and fails for another shape of input, with a flag turned round, or in training.
 
     Attributes:
         example: That input.
         what: A description of the failure.
-        training: Whether it fails in training.
+        case: What the input differs in, as `ProofInput.what`.
     """
 
-    def __init__(self, text: str, example: Example, what: str, training: bool = False):
+    def __init__(self, text: str, example: Example, what: str, case: str):
         super().__init__(text)
-        self.example, self.what, self.training = example, what, training
+        self.example, self.what, self.case = example, what, case
 
 
 def _unsupported(error: Exception | None) -> bool:
@@ -369,14 +369,18 @@ class _Prover:
                 f"{text} Run sc.explain(model, example) and leave out the layers it names with skip=, or raise the "
                 "tolerance of proof=sc.ProofOptions(...)."
             ) from error
+        never = {
+            "training": "it is never trained, leave that out with proof=sc.ProofOptions(training=False)",
+            "flag": "it is never called with the flag so, leave it out with proof=sc.ProofOptions(other_shapes=False)",
+        }
+        other = (
+            "inputs of this shape never occur, leave them out with proof=sc.ProofOptions(other_shapes=False)"
+        )
         raise ShapeProofError(
-            f"{text} If it is never trained, leave that out with proof=sc.ProofOptions(training=False)."
-            if each.what == "training"
-            else f"{text} If inputs of this shape never occur, leave them out with "
-            "proof=sc.ProofOptions(other_shapes=False).",
+            f"{text} If {never.get(each.what, other)}.",
             each.example,
             f"the shrunk {_name(self.model)} {what}",
-            each.what == "training",
+            each.what,
         ) from error
 
 

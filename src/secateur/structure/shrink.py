@@ -208,6 +208,7 @@ _MOST_LEFT_OUT = 8
 _SHAPED = "the meaning of its positions depends on the shape of the input"
 _ONE_SHAPE = "proof=sc.ProofOptions(other_shapes=False) cuts and proves for the shape of the example alone"
 _TRAINED = "its positions mean something else in training"
+_WHY = {"training": _TRAINED, "flag": "its positions mean something else where a flag is turned round"}
 _UNTRAINED = "proof=sc.ProofOptions(training=False) cuts and proves for evaluation mode alone"
 _CHEAP_MACS = 500_000_000
 """Up to this number of multiply-accumulates of the dense model, every input is proved in every mode."""
@@ -238,12 +239,11 @@ class _ProvenCut:
             try:
                 return self.proven(self.example, self.proof, names)
             except ShapeProofError as failure:
-                found = self.breaking(self.example if failure.training else failure.example, names)
+                found = self.breaking(self.example if failure.case == "training" else failure.example, names)
                 if len(found) != 1 or len(self.locks) == _MOST_LEFT_OUT:
                     raise
                 name = found[0]
-                why = _TRAINED if failure.training else _SHAPED
-                reason = f"{why}: {failure.what}"
+                reason = f"{_WHY.get(failure.case, _SHAPED)}: {failure.what}"
                 self.locks[name] = Lock(np.zeros(0, int), reason, "proof", name)
             except DenseProofError:
                 raise

@@ -19,7 +19,7 @@ EfficientNet-Lite0: CIFAR-10's images enlarged to 160 pixels, 300 training image
 share of images whose top-1 is the dense model's. `--only lite0-borders` says how near these images are to the border
 of two classes: the agreement with itself under noise in the logits, and with rounded weights. `--only memory` prints
 the most memory that is not a file's while 250 and while 1,000 images wait, on Linux. `--keep FOLDER` keeps what the
-stages of MiniLM's pruned rows gave, so that a row can be measured in several turns.
+stages of MiniLM's rows gave, so that a row can be measured in several turns.
 `prototype` is plain least squares, layer by layer on magnitude masks, measured before this was written. Seconds are
 those of the processor, over all threads, from the dense model to the finished one.
 """
@@ -54,6 +54,7 @@ from secateur.structure.shrunk_files import reestimate_batch_norm
 
 sys.path.insert(0, str(Path(__file__).parent))
 from _results import Figure, record
+from input_order import reordered
 from one_shot_peers import Prune, block_by_block, llmcompressor_sparse_gpt, sparse_gpt, wanda
 
 COUNT = 2000
@@ -227,6 +228,9 @@ class Innermost:
 VERSIONS, PASSES = 8, 32
 """How often the sentences of MiniLM are recombined for least squares, and the passes of gradient steps after it."""
 
+BESIDES = 0.15
+"""What biases and norms, and weights that move for each other, take besides, in bits of a weight."""
+
 
 class Stages:
     """What the stages of a row gave, in the folder of `--keep`, or nowhere: a run that was stopped goes on from there.
@@ -331,10 +335,14 @@ class MiniLM:
         return self._solved[what]
 
     def _made_sparse(self, what: str, budget: object) -> nn.Module:
-        """Layers lose weights by the error that half of each caused in a first, short round; then gradient steps."""
+        """Layers lose weights by the error that half of each caused in a first, short round, or two of every four
+        inputs, whose order is chosen first where it is free; then gradient steps.
+        """
         if isinstance(budget, float):
             share = self.stages.result(f"{what}, shares", partial(self._shares, budget))
             budget = sc.budget.PerLayer(share)
+        else:  # from here on the channels have another order, and the outputs are the same
+            self.dense = self.stages.result(f"{what}, order", lambda: reordered(self.dense, self.calibration))
         solved = self.stages.result(f"{what}, least squares", lambda: self._solved_anew(budget, VERSIONS))
         return self.stages.result(f"{what}, tuned", lambda: self._tuned(*solved))
 
@@ -377,13 +385,43 @@ class MiniLM:
         """The embedding tables with `table` bits, all other weights with `bits` in the mean over them: each layer has
         its own number, by the error that it causes in a first, short round.
         """
+        if per == "file":
+            return self._coded(bits, table)
+        name = f"{bits} bits a {per}"
+        own = self.stages.result(f"{name}, bits by error", partial(self._own_bits, bits, per))
+        model = self.stages.result(f"tables of {table} bits", partial(self._with_tables, table))
+        options = sc.ShareOptions(skip="embeddings", dense=self.dense)
+
+        def make() -> nn.Module:
+            return sc.share(model, bits=bits, bits_of=own, per=per, data=self.texts(), options=options).model
+
+        return self.stages.result(f"{name}, tables of {table}", make)
+
+    def _coded(self, bits: int, table: int) -> nn.Module:
+        """By uniform steps: so many bits a weight after coding, with what biases and norms take; tables likewise."""
+        steps = partial(sc.share, method="uniform")
+
+        def tables() -> nn.Module:
+            only = sc.ShareOptions(only="embeddings")
+            return steps(self.dense, coded_bits=table, data=self.calibration, options=only).model
+
+        def layers() -> nn.Module:
+            options = sc.ShareOptions(skip="embeddings", dense=self.dense)
+            return steps(model, coded_bits=bits - BESIDES, data=self.texts(), options=options).model
+
+        model = self.stages.result(f"tables of {table} coded bits", tables)
+        return self.stages.result(f"{bits} coded bits, tables of {table}", layers)
+
+    def _own_bits(self, bits: int, per: str) -> dict[str, int]:
+        """The bits of each layer, by a first round in which all have the same and answer for themselves."""
         alone = sc.ShareOptions(skip=["embeddings", "pooler"], sums=False)
         first = sc.share(self.dense, bits=bits, per=per, data=self.calibration, options=alone)
-        own = sc.error_bits(self.dense, first, self.probes(), bits, compare=embedding)
+        return sc.error_bits(self.dense, first, self.probes(), bits, compare=embedding)
+
+    def _with_tables(self, bits: int) -> nn.Module:
+        """The dense model with its tables of embeddings shared."""
         tables = sc.ShareOptions(only="embeddings")
-        model = sc.share(self.dense, bits=table, data=self.calibration, options=tables).model
-        options = sc.ShareOptions(skip="embeddings", dense=self.dense)
-        return sc.share(model, bits=bits, bits_of=own, per=per, data=self.texts(), options=options).model
+        return sc.share(self.dense, bits=bits, data=self.calibration, options=tables).model
 
     def packed(self, bits: int, table: int, per: str, goal: float) -> list[Line]:
         """The cosine, and the file's bytes."""
@@ -395,18 +433,26 @@ class MiniLM:
 
         prototype = {4: "0.952", 3: "0.823"}[bits]
         what = f"{bits} bits in the mean, a {per}, tables {table}"
+        what = f"{bits} bits a weight in the file, tables {table}" if per == "file" else what
         lines = [self.cosine(what, prototype, goal, make)]
         with tempfile.TemporaryDirectory() as folder:
             size = sc.save(kept[0], Path(folder) / "small.sct").size
+            layers = 8 * sc.save(kept[0].encoder, Path(folder) / "encoder.sct").size
         dense = sum(t.numel() * t.element_size() for t in self.dense.state_dict().values())
         ratio = Line(f"MiniLM, {what}: dense bytes / .sct", dense / size, "", -math.inf, 0, higher=True)
-        return [*lines, shown(ratio)]
+        weights = sum(p.numel() for p in self.dense.encoder.parameters() if p.dim() > 1)
+        most = bits if per == "file" else math.inf
+        taken = Line(f"MiniLM, {what}: bits a weight of all layers", layers / weights, "", most, 0)
+        return [*lines, shown(ratio), shown(taken)]
 
     def tasks(self) -> Iterator[Task]:
         yield self.task("50 %", "0.928", 0.975, lambda: self.sparse("50 %", 0.5))
         yield self.task("70 %", "0.77", 0.90, lambda: self.sparse("70 %", 0.7))
         yield self.task("2:4", "", 0.95, lambda: self.sparse("2:4", sc.budget.NOfM(2, 4)))
         for bits, table, goal in ((4, 6, 0.995), (3, 5, 0.98)):
+            name = f"MiniLM, {bits} bits a weight in the file"
+            yield Task(name, partial(self.packed, bits, table, "file", goal))
+        for bits, table, goal in ((4, 7, 0.995), (3, 6, 0.98)):
             for per in ("channel", "tensor"):
                 yield Task(f"MiniLM, {bits} bits a {per}", partial(self.packed, bits, table, per, goal))
 
@@ -680,7 +726,7 @@ def main() -> int:
     )
     parser.add_argument(
         "--keep",
-        help="a folder for what the stages of MiniLM's pruned rows give; a run that was stopped goes on",
+        help="a folder for what the stages of MiniLM's rows give; a run that was stopped goes on",
     )
     parser.add_argument("--rows", default="", help="only the rows whose name holds this text")
     options = parser.parse_args()

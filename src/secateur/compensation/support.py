@@ -182,5 +182,5 @@ def alternating_support(
             mask = new
             if moved == 0 and turn > 10:
                 break
-            penalty *= 1.3 if share > 0.1 else 1.2 if share > 0.005 else 1.1
+            penalty *= 1.1 if share > 0.1 else 1.07 if share > 0.005 else 1.05
     return mask

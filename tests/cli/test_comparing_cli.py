@@ -100,3 +100,31 @@ def test_the_models_of_a_front_are_written(secateur, recipe):
         folder = Path("front", f"trial-{row['trial_number']}")
         assert {"model.safetensors", "masks.safetensors"} <= {path.name for path in folder.iterdir()}
         assert f"{row['trial_number']}  " in out
+
+
+def test_a_limit_that_does_not_hold_fails_the_build(secateur, recipe):
+    words = ("run", recipe, "--allow-code", "-q")
+    code, out, err = secateur(*words, "--require", "end.sparsity>=0.7", "--require", "macs<=96")
+    assert code == 0, err
+    code, out, err = secateur(*words, "--require", "end.sparsity<=0.7", "--json")
+    assert code == 3
+    assert "a limit does not hold: end.sparsity: at most 0.7 is required, got 0.75" in err
+    assert json.loads(out)["run"] == 2  # the results are there all the same
+    code, _, err = secateur(*words, "--require", "sparsity>0.7")
+    assert code == 2
+    assert "expected NAME>=NUMBER" in err
+    Path("limited.toml").write_text('require = ["end.sparsity <= 0.7"]\n' + Path(recipe).read_text())
+    code, _, err = secateur("run", "limited.toml", "--allow-code", "-q")
+    assert code == 3
+    code, _, err = secateur("sweep", recipe, "--allow-code", "--grid", "lab.seed=0,1", "--seeds", "2", "-q")
+    assert code == 2
+    assert "both name the seeds" in err
+
+
+def test_a_comparison_without_its_measures_is_refused_before_it_runs(secateur, recipe):
+    Path("few.toml").write_text(Path(recipe).read_text().replace('"macs", ', ""))
+    words = ("--allow-code", "--methods", "magnitude,random", "-q")
+    code, _, err = secateur("compare", "few.toml", *words)
+    assert code == 2
+    assert "with what = ['accuracy', 'macs'], got ['accuracy', 'sparsity']" in err
+    assert not Path("runs").exists()

@@ -8,7 +8,7 @@ import sys
 import pytest
 from attacks.tiny_recipe import tiny
 
-from secateur.errors import NothingToDoError, OptionError, RecipeError, SecateurError
+from secateur.errors import BudgetNotMetError, OptionError, RecipeError, SecateurError
 from secateur.lab.engine import final_state, run
 from secateur.lab.planning import plan
 from secateur.lab.recipe import Recipe
@@ -155,7 +155,7 @@ def test_which_scan_is_meant_is_part_of_the_address(done) -> None:
         ),
         (("floor = 0.5", "flor = 0.5"), RecipeError, "has no option 'flor': did you mean 'floor'?"),
         (("floor = 0.5", "keep = 50"), RecipeError, "budget 'scanned': keep: "),
-        (("floor = 0.5", "floor = 1.1"), NothingToDoError, "no scanned layer can lose anything"),
+        (("floor = 0.5", "floor = 1.1"), BudgetNotMetError, "before anything is removed, and 1.1 is asked for"),
         (
             ("levels = [0.3, 0.6, 0.9]", "levels = [0.6, 0.3]"),
             OptionError,

@@ -43,8 +43,9 @@ def compare(
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
     read = changes.read(recipe)
+    whole = comparison_recipe(read, names, seeds)
     if flags.dry_run:
-        show_plan(make_plan(comparison_recipe(read, names, seeds)), flags.store, flags.jobs, output.json)
+        show_plan(make_plan(whole), flags.store, flags.jobs, output.json)
         return
     store = Store(flags.store)
     found = compare_methods(
@@ -82,6 +83,7 @@ def compare(
             f"{len(found.ran.failures)} of {len(found.ran.plan.trials)} trials failed, the others are done; the first, "
             f"trial {index + 1}: {message}"
         )
+    flags.check(found.ran)
 
 
 VERBS = (compare,)

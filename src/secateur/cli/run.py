@@ -29,7 +29,7 @@ from secateur.cli.options import (
 )
 from secateur.cli.output import print_json, show_table
 from secateur.core.terminal import say
-from secateur.errors import OptionError, SecateurError
+from secateur.errors import BudgetNotMetError, OptionError, SecateurError
 
 if TYPE_CHECKING:
     from secateur.lab.engine import Ran
@@ -54,6 +54,24 @@ class RunFlags:
     report: Annotated[
         Path | None, typer.Option("--report", help="Folder to write the report to, a page about this run.")
     ] = None
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--require",
+            metavar="NAME>=X",
+            help="A limit that every trial must hold, such as accuracy>=0.97 or small.file_bytes<=40000; exit code 3 "
+            "where one does not. Repeatable.",
+        ),
+    ] = None
+
+    def check(self, ran: Ran) -> None:
+        """Raise if a limit of the recipe or of the command line does not hold."""
+        failed = ran.unmet(self.require or [])
+        if failed:
+            more = f" (and {len(failed) - 8} more)" if len(failed) > 8 else ""
+            raise BudgetNotMetError(
+                f"a limit does not hold: {'; '.join(failed[:8])}{more}; everything is kept"
+            )
 
 
 def _carry_out(
@@ -66,12 +84,15 @@ def _carry_out(
     """Run a recipe, or print what would be run."""
     from secateur.lab import launched
     from secateur.lab.planning import plan as make_plan
+    from secateur.lab.requirements import Requirement
     from secateur.lab.store import Store
 
     plan = make_plan(recipe, device=cluster.device(recipe) if cluster is not None else None)
     if flags.dry_run:
         show_plan(plan, flags.store, flags.jobs, output.json)
         return
+    for text in flags.require or []:
+        Requirement.of(text)
     store = Store(flags.store)
     if launched.rank()[0] > 0:
         # Under `accelerate launch` the first process runs the recipe, the others help it train.
@@ -176,6 +197,7 @@ def _show(ran: Ran, plan: RunPlan, store: Store, flags: RunFlags, json: bool) ->
             f"{len(ran.failures)} of {len(plan.trials)} trials failed, the others are done; the first, trial "
             f"{index + 1}: {message} (secateur show {ran.run} has all)"
         )
+    flags.check(ran)
 
 
 def write_report(store: Store, run: int, folder: Path, allow_code: AllowCode = False) -> Path:
@@ -222,6 +244,8 @@ def sweep(
 
     grid = list(axes.grid or [])
     if axes.seeds is not None:
+        if any(text.partition("=")[0].strip() == "lab.seed" for text in grid):
+            raise OptionError("--seeds and --grid lab.seed: both name the seeds; give one of them")
         grid.append(repeated(changes.read(recipe).lab.seed, axes.seeds))
     found = changes.read(recipe, grid)
     if not found.grid:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from secateur.cli.flags import with_flags
-from secateur.cli.options import STORE, DryRun, OutputFlags, StoreFolder
+from secateur.cli.options import STORE, OutputFlags, StoreFolder
 from secateur.cli.output import print_json, show_table
 from secateur.core.terminal import say
 
@@ -128,7 +128,9 @@ def gc(
     keep: Annotated[
         int | None, typer.Option("--keep", min=0, help="First forget all runs but this many of the newest.")
     ] = None,
-    dry_run: DryRun = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be deleted; delete nothing.")
+    ] = False,
     store: StoreFolder = STORE,
     *,
     output: OutputFlags,

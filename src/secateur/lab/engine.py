@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from secateur.lab.planning import PlannedTrial, RunPlan
 from secateur.lab.planning import plan as make_plan
 from secateur.lab.provenance import clean_plain, command, hardware, versions
 from secateur.lab.recipe import Recipe
+from secateur.lab.requirements import Requirement, unmet
 from secateur.lab.state import State
 from secateur.lab.store import Store
 from secateur.lab.usage import Usage
@@ -59,6 +60,17 @@ class Ran:
     cached: int
     seconds: float
     failures: tuple[tuple[int, str], ...] = ()
+
+    def unmet(self, more: Sequence[str] = ()) -> list[str]:
+        """Which limits of the recipe's `require` the measurements do not hold, a text each.
+
+        Args:
+            more: Further limits, as `accuracy >= 0.97`.
+
+        Raises:
+            OptionError: A limit is of something that was not measured, or has no such form.
+        """
+        return unmet([Requirement.of(text) for text in (*self.plan.recipe.require, *more)], self.measurements)
 
     def lines(self, store: Store, trial: int = 0) -> dict[str, str]:
         """What each step of a trial did, in half a sentence, by label."""

@@ -28,11 +28,12 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import Field, PrivateAttr, SerializeAsAny, ValidationError, field_validator
 
-from secateur.errors import RecipeError, UnknownNameError, near
+from secateur.errors import OptionError, RecipeError, UnknownNameError, near
 from secateur.lab import grid as grids
 from secateur.lab import steps as step_kinds
 from secateur.lab.old_words import present_names
 from secateur.lab.outcomes import MOST_LEVELS, Table, problem_of
+from secateur.lab.requirements import Requirement
 from secateur.lab.settings import (
     assign,
     axes_of,
@@ -132,11 +133,25 @@ class Recipe(Options):
     teacher: ModelSpec | None = Field(
         None, description="another network, which steps are distilled from with `teacher = 'teacher'`"
     )
+    require: tuple[str, ...] = Field(
+        (),
+        description="limits that the measurements must hold: 'accuracy >= 0.97', 'small.file_bytes <= 40000'",
+    )
     steps: tuple[SerializeAsAny[Step], ...] = Field(alias="step")
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     when: dict[str, dict[str, tuple[Any, ...]]] = Field(default_factory=dict)
     choice: dict[str, dict[str, dict[str, Any]]] = Field(default_factory=dict)
     _allowed_code: bool | frozenset[str] = PrivateAttr(default=frozenset())
+
+    @field_validator("require")
+    @classmethod
+    def _limits(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            for text in value:
+                Requirement.of(text)
+        except OptionError as error:
+            raise ValueError(str(error).removeprefix("require: ")) from None
+        return value
 
     @field_validator("steps")
     @classmethod
@@ -298,7 +313,7 @@ class Recipe(Options):
         """The recipe as plain data, with every option, given or default; `Recipe.of` reads it."""
         whole = self.model_dump(mode="json", by_alias=True, exclude={"steps"})
         whole["step"] = [{"kind": step.kind(), **step.model_dump(mode="json")} for step in self.steps]
-        for name in ("when", "choice", "teacher"):
+        for name in ("when", "choice", "teacher", "require"):
             if not whole[name]:
                 del whole[name]
         return whole
@@ -388,7 +403,7 @@ def schema() -> Table:
     """The JSON Schema of recipes, for editors: `secateur schema > recipe.schema.json`.
 
     >>> sorted(schema()["properties"])
-    ['choice', 'data', 'grid', 'lab', 'model', 'name', 'step', 'teacher', 'when']
+    ['choice', 'data', 'grid', 'lab', 'model', 'name', 'require', 'step', 'teacher', 'when']
     """
     definitions: Table = {}
 
@@ -418,6 +433,11 @@ def schema() -> Table:
         "properties": {
             "name": {"type": "string"},
             **{name: table(cls) for name, cls in tables},
+            "require": {
+                "type": "array",
+                "items": {"type": "string"},
+                "description": "limits that the measurements must hold: 'accuracy >= 0.97'",
+            },
             "step": {"type": "array", "minItems": 1, "items": {"oneOf": kinds}},
             "grid": {
                 "type": "object",

@@ -11,6 +11,7 @@ values for one key. All that is here works on plain data: dicts, lists, numbers 
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -222,6 +223,10 @@ def _several(value: object) -> object:
     """The values of an axis as the command line gives them: `a,b,c` is a list, `0:1:0.1` stays a text."""
     if isinstance(value, str):
         between = value.count(":") == 2 and "," not in value  # names of code have colons too: mine:a,mine:b
+        if re.fullmatch(r"\s*[-+.\d]+\s*:\s*[-+.\d]+\s*", value):
+            raise RecipeError(
+                f"expected first:last:step, such as {value.strip()}:1, or values with commas, got {value!r}"
+            )
         return value if between else [_value(part.strip()) for part in value.split(",")]
     return value if isinstance(value, list) else [value]
 

@@ -120,10 +120,11 @@ def settings_of(recipe: Recipe, name: str) -> Table:
     """
     method = method_of(name)
     at = first_cut(recipe)
-    if all(step.kind() != "measure" for step in recipe.steps[at:]):
+    measured = {name for step in recipe.steps[at:] for name in getattr(step, "what", ())}
+    if not {"accuracy", "macs"} <= measured:
         raise RecipeError(
             f"{recipe.name}: expected a step of kind 'measure' after {recipe.steps[at].label!r}, with what = "
-            "['accuracy', 'macs'], got none"
+            f"['accuracy', 'macs'], got {sorted(measured) or 'none'}"
         )
     found: Table = {}
     for step in _varied(recipe):

@@ -153,9 +153,13 @@ class AutoResult(RecipeSearchResult[SpeedAttempt]):
 
     @property
     def final(self) -> Measurements:
-        """The dense model and the result, measured on the test images."""
+        """The dense model and the result, measured on the test images; for "small" also the bytes of its file."""
         wanted = (_TEST, _RESULT)
-        return Measurements(m for m in self.ran.measurements if m.context.get("variant") in wanted)
+        return Measurements(
+            m
+            for m in self.ran.measurements
+            if m.context.get("variant") in wanted or m.name in ("file_bytes", "file_ratio")
+        )
 
     def __str__(self) -> str:
         kept = f"kept: {self.best.keep:.3g} of the {_unit(self.goal)} at {self.best.accuracy:.4f}"

@@ -176,7 +176,7 @@ class Scan:
                 list cut at a time).
 
         Raises:
-            BudgetNotMetError: No combination keeps as little as `keep`.
+            BudgetNotMetError: No combination keeps as little as `keep`, or the dense model is past `floor` itself.
         """
         if (floor is None) == (keep is None):
             raise OptionError(
@@ -190,6 +190,11 @@ class Scan:
         return self._by_cost(keep, cost)
 
     def _by_floor(self, floor: float) -> Allocation:
+        if (self.dense < floor) if self.higher_is_better else (self.dense > floor):
+            raise BudgetNotMetError(
+                f"floor: the model has {self.dense:g} before anything is removed, and {floor:g} is asked for; ask for "
+                "less, or train it further first"
+            )
         chosen = {}
         for name in self.names:
             best = 0.0

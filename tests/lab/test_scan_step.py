@@ -155,7 +155,11 @@ def test_which_scan_is_meant_is_part_of_the_address(done) -> None:
         ),
         (("floor = 0.5", "flor = 0.5"), RecipeError, "has no option 'flor': did you mean 'floor'?"),
         (("floor = 0.5", "keep = 50"), RecipeError, "budget 'scanned': keep: "),
-        (("floor = 0.5", "floor = 1.1"), BudgetNotMetError, "before anything is removed, and 1.1 is asked for"),
+        (
+            ("floor = 0.5", "floor = 1.1"),
+            BudgetNotMetError,
+            "before anything is removed, and 1.1 is asked for",
+        ),
         (
             ("levels = [0.3, 0.6, 0.9]", "levels = [0.6, 0.3]"),
             OptionError,

@@ -131,6 +131,35 @@ def test_even_widths_are_a_plain_configuration(shrunk, tmp_path):
     assert not (tmp_path / "even" / "modeling_shrunk.py").exists()
 
 
+def test_numbers_that_modules_keep_and_do_not_use_need_no_modelling_file(tmp_path):
+    """`intermediate_size` of Llama's feed-forward layers is read when they are built, and never again."""
+    _fresh._declare_torchvision()
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    example = {"input_ids": torch.randint(3, 64, (2, 7))}
+    small = sc.shrink(model, sc.prune(model, "l2", "channel", 0.5, example=example), example)
+    quick = sc.HuggingFaceOptions(check=False)
+    done = sc.save_pretrained(small, tmp_path / "even", example, options=quick)
+    assert (done.form, small.model.config.intermediate_size) == ("config", 32)
+    again = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "even").eval()
+    assert torch.equal(again(**example).logits, small.model.eval()(**example).logits)
+
+    small.model.model.layers[1].self_attn.scaling *= 2  # a number that the outputs depend on
+    done = sc.save_pretrained(small, tmp_path / "scaled", example, options=quick)
+    assert done.form == "code"
+    assert "model.layers.1.self_attn" in done.differing
+
+
 def test_what_cannot_be_written_is_refused(shrunk, tmp_path):
     _, small, example = shrunk
     with pytest.raises(OptionError, match="Linear: expected a model of transformers"):

@@ -25,7 +25,7 @@ from secateur.errors import PlanError
 from secateur.structure.cut.call_sites import HELPER, resized
 from secateur.structure.cut.heads import FewerHeads
 
-__all__ = ["FILE", "KEY", "differences", "modelling_source", "original_class"]
+__all__ = ["FILE", "KEY", "Changes", "differences", "modelling_source", "original_class"]
 
 FILE = "modeling_shrunk.py"
 KEY = "shrunk_modules"

@@ -31,6 +31,7 @@ from secateur.adapters.promises import promise
 from secateur.adapters.served import ServeRequest, difference, serve
 from secateur.core.measurement import Measurements
 from secateur.core.new_folders import check_new_folder
+from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.errors import MissingExtraError, OptionError, ProofError
 from secateur.execution.undisturbed import undisturbed
 from secateur.execution.verb import verb
@@ -140,7 +141,8 @@ def save_pretrained(
     target = Path(folder)
     _check(net, target, options)
     kind = hf_modelling.original_class(net)
-    form, config, source = _described(net, kind, options.form)
+    outputs = _outputs(net, example, options.generate)
+    form, config, source = _described(net, kind, options.form, _Answer(example, outputs))
     loader, auto = _loaders(kind, config)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".secateur-") as scratch:
@@ -151,7 +153,6 @@ def save_pretrained(
             _name_the_class(place, kind, auto)
         if tokenizer is not None:
             tokenizer.save_pretrained(str(place))
-        outputs = _outputs(net, example, options.generate)
         request = ServeRequest(
             place,
             "transformers",
@@ -190,18 +191,26 @@ def _check(model: nn.Module, target: Path, options: HuggingFaceOptions) -> None:
     check_new_folder(target)
 
 
-def _described(model: nn.Module, kind: type[nn.Module], form: str) -> tuple[str, Any, str]:
+@dataclass(frozen=True)
+class _Answer:
+    """What a model is called with, and its outputs."""
+
+    example: Mapping[str, torch.Tensor]
+    outputs: Mapping[str, torch.Tensor]
+
+
+def _described(model: nn.Module, kind: type[nn.Module], form: str, answer: _Answer) -> tuple[str, Any, str]:
     """The form, the configuration, and the source of a modelling file where one is needed."""
     config = with_fewer_layers(model, model.config)
-    base = built(kind, config)
-    changes = hf_modelling.differences(model, base)
-    if not changes:
+    changes = hf_modelling.differences(model, built(kind, config))
+    plain = form in ("auto", "config")
+    if not changes or (plain and not _widths(changes) and _computes(built(kind, config), model, answer)):
         if form not in ("auto", "config"):
             raise OptionError(
                 f"form: the configuration alone holds all widths; expected 'config', got {form!r}"
             )
         return "config", config, ""
-    first = next(iter(changes))
+    first = next(iter(_widths(changes) or changes))
     if form == "config":
         raise OptionError(
             f"form 'config': the configuration has no field for what {first!r} differs in; use form='auto'"
@@ -218,6 +227,31 @@ def _described(model: nn.Module, kind: type[nn.Module], form: str) -> tuple[str,
     config = copy.deepcopy(config)
     setattr(config, hf_modelling.KEY, changes)
     return "code", config, source
+
+
+def _widths(changes: hf_modelling.Changes) -> list[str]:
+    """The modules that have tensors of other shapes, not only other numbers or another class."""
+    return [path for path, entry in changes.items() if "tensors" in entry]
+
+
+def _computes(base: nn.Module, model: nn.Module, answer: _Answer) -> bool:
+    """Whether what the configuration builds gives the model's outputs with its tensors.
+
+    Then a number that the model keeps and does not use, or the class that a cut gave a module, need not be said.
+    """
+    try:
+        base.load_state_dict(model.state_dict(), assign=True)
+        for path, module in base.named_modules():
+            for name, buffer in list(module._buffers.items()):
+                if buffer is not None and buffer.is_meta:
+                    module.register_buffer(name, model.get_submodule(path)._buffers[name], persistent=False)
+        found = _outputs(base, answer.example, 0)
+    except (
+        Exception
+    ) as error:  # the class fails in its own way where its configuration does not describe the model
+        raise_if_out_of_memory(error)
+        return False
+    return not difference({name: each for name, each in answer.outputs.items() if name != "generated"}, found)
 
 
 def _loaders(kind: type[nn.Module], config: object) -> tuple[str, list[str]]:

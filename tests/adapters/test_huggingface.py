@@ -131,8 +131,7 @@ def test_even_widths_are_a_plain_configuration(shrunk, tmp_path):
     assert not (tmp_path / "even" / "modeling_shrunk.py").exists()
 
 
-def test_numbers_that_modules_keep_and_do_not_use_need_no_modelling_file(tmp_path):
-    """`intermediate_size` of Llama's feed-forward layers is read when they are built, and never again."""
+def llama():
     _fresh._declare_torchvision()
     import transformers
 
@@ -145,13 +144,40 @@ def test_numbers_that_modules_keep_and_do_not_use_need_no_modelling_file(tmp_pat
         num_attention_heads=4,
         num_key_value_heads=2,
     )
-    model = transformers.LlamaForCausalLM(config).eval()
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+def test_a_buffer_that_moving_to_bfloat16_rounded_is_named_with_what_to_do(tmp_path, monkeypatch):
+    """No file holds the rotary frequencies, and `from_pretrained` builds them in float32."""
+
+    def served(request, inputs):
+        loaded = type(model).from_pretrained(request.path, dtype="auto").eval()
+        return Served(huggingface._outputs(loaded, inputs, request.generate), 0.0)
+
+    monkeypatch.setattr(huggingface, "serve", served)
+    model = llama().to(torch.bfloat16)
+    example = {"input_ids": torch.randint(3, 64, (2, 7))}
+    remedy = (
+        r"build this module again: model\.model\.rotary_emb = LlamaRotaryEmbedding\(config=model\.config\)"
+    )
+    with pytest.raises(
+        ProofError, match=r"model\.rotary_emb\.inv_freq is rounded to torch\.bfloat16.*" + remedy
+    ):
+        sc.save_pretrained(model, tmp_path / "rounded", example)
+    assert list(tmp_path.iterdir()) == []
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config)
+    assert sc.save_pretrained(model, tmp_path / "exact", example).error == 0.0
+
+
+def test_numbers_that_modules_keep_and_do_not_use_need_no_modelling_file(tmp_path):
+    """`intermediate_size` of Llama's feed-forward layers is read when they are built, and never again."""
+    model = llama()
     example = {"input_ids": torch.randint(3, 64, (2, 7))}
     small = sc.shrink(model, sc.prune(model, "l2", "channel", 0.5, example=example), example)
     quick = sc.HuggingFaceOptions(check=False)
     done = sc.save_pretrained(small, tmp_path / "even", example, options=quick)
     assert (done.form, small.model.config.intermediate_size) == ("config", 32)
-    again = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "even").eval()
+    again = type(model).from_pretrained(tmp_path / "even").eval()
     assert torch.equal(again(**example).logits, small.model.eval()(**example).logits)
 
     small.model.model.layers[1].self_attn.scaling *= 2  # a number that the outputs depend on

@@ -35,6 +35,7 @@ from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.errors import MissingExtraError, OptionError, ProofError
 from secateur.execution.undisturbed import undisturbed
 from secateur.execution.verb import verb
+from secateur.structure.hf.rotary import rebuilt
 from secateur.structure.shrink import Shrunk
 
 __all__ = ["HuggingFaceOptions", "SavedFolder", "Tokenizer", "push_to_hub", "save_pretrained"]
@@ -162,7 +163,9 @@ def save_pretrained(
             options.generate if "generated" in outputs else 0,
             repeats=5,
         )
-        error, seconds = _checked(request, target, example, outputs) if options.check else (None, 0.0)
+        error, seconds = (
+            _checked(request, target, _Answer(example, outputs), net) if options.check else (None, 0.0)
+        )
         _card(place, model, form, loader, options.measurements)
         promise(place, request, example, outputs, seconds=seconds)
         if target.exists():
@@ -318,24 +321,42 @@ def _outputs(model: Any, example: Mapping[str, torch.Tensor], tokens: int) -> di
     return outputs
 
 
-def _checked(
-    request: ServeRequest,
-    target: Path,
-    example: Mapping[str, torch.Tensor],
-    outputs: Mapping[str, torch.Tensor],
-) -> tuple[float, float]:
+def _checked(request: ServeRequest, target: Path, answer: _Answer, model: nn.Module) -> tuple[float, float]:
     """The error of the folder in a fresh process, 0 or it raises, and the seconds of a call there."""
-    served = serve(request, example)
+    served = serve(request, answer.example)
     if served.loading:
         what, names = next(iter(served.loading.items()))
         raise ProofError(f"{target}: loading reports {what}: {', '.join(names)[:200]}; nothing was written")
-    error = difference(outputs, served.outputs)
+    error = difference(answer.outputs, served.outputs)
     if error:
+        next_step = "use small.save and sc.load_shrunk"
         raise ProofError(
             f"{target}: loaded in a new process, its outputs differ by {error:.3g} of the largest; expected none. "
-            "Nothing was written; use form='code', or small.save and sc.load_shrunk"
+            "Nothing was written; "
+            + (_rounded(model) or (next_step if request.code else f"use form='code', or {next_step[4:]}"))
         )
     return error, served.seconds
+
+
+def _rounded(model: nn.Module) -> str:
+    """Which buffers `model.to(dtype)` rounded that no file holds, and what to do; empty where there are none."""
+    for path, module in model.named_modules():
+        names = [
+            name
+            for name in module._non_persistent_buffers_set
+            if getattr(module._buffers.get(name), "dtype", None) in (torch.bfloat16, torch.float16)
+        ]
+        again = rebuilt(module, model.config) if names else None
+        for name in sorted(names if again is not None else ()):
+            here, there = module._buffers[name], again._buffers.get(name)
+            if here is not None and there is not None and here.dtype != there.dtype:
+                kind, dtype = type(module).__name__, str(here.dtype)
+                return (
+                    f"{path}.{name} is rounded to {dtype}, which model.to({dtype}) does, and from_pretrained builds "
+                    f"it in {there.dtype}. Load the model with from_pretrained(..., dtype={dtype}), or build this "
+                    f"module again: model.{path} = {kind}(config=model.config)"
+                )
+    return ""
 
 
 def _card(place: Path, model: nn.Module | Shrunk, form: str, loader: str, found: Measurements | None) -> None:

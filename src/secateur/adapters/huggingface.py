@@ -340,16 +340,18 @@ def _checked(request: ServeRequest, target: Path, answer: _Answer, model: nn.Mod
 
 def _rounded(model: nn.Module) -> str:
     """Which buffers `model.to(dtype)` rounded that no file holds, and what to do; empty where there are none."""
+    kept = model.state_dict()
     for path, module in model.named_modules():
         names = [
             name
-            for name in module._non_persistent_buffers_set
-            if getattr(module._buffers.get(name), "dtype", None) in (torch.bfloat16, torch.float16)
+            for name, buffer in module._buffers.items()
+            if f"{path}.{name}" not in kept
+            and getattr(buffer, "dtype", None) in (torch.bfloat16, torch.float16)
         ]
-        again = rebuilt(module, model.config) if names else None
-        for name in sorted(names if again is not None else ()):
-            here, there = module._buffers[name], again._buffers.get(name)
-            if here is not None and there is not None and here.dtype != there.dtype:
+        again = dict((rebuilt(module, model.config) or module).named_buffers()) if names else {}
+        for name in names:
+            here, there = module.get_buffer(name), again[name]
+            if here.dtype != there.dtype:
                 kind, dtype = type(module).__name__, str(here.dtype)
                 return (
                     f"{path}.{name} is rounded to {dtype}, which model.to({dtype}) does, and from_pretrained builds "

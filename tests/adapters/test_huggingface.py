@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur.adapters import _fresh, huggingface
+from secateur.adapters import _fresh, hf_modelling, huggingface
 from secateur.adapters.hf_layers import with_fewer_layers
 from secateur.adapters.served import Served
 from secateur.errors import FormatError, OptionError, ProofError
@@ -169,7 +169,61 @@ def test_a_buffer_that_moving_to_bfloat16_rounded_is_named_with_what_to_do(tmp_p
     assert sc.save_pretrained(model, tmp_path / "exact", example).error == 0.0
 
 
-def test_numbers_that_modules_keep_and_do_not_use_need_no_modelling_file(tmp_path):
+def test_a_folder_that_does_not_run_says_what_to_do_instead(shrunk, tmp_path, monkeypatch):
+    _, small, example = shrunk
+
+    def fails(request, inputs):
+        raise ProofError(f"{request.path}: transformers cannot load and run it: RuntimeError: sizes")
+
+    monkeypatch.setattr(huggingface, "serve", fails)
+    with pytest.raises(
+        ProofError, match=r"RuntimeError: sizes\. Nothing was written to .*; use small\.save and"
+    ):
+        sc.save_pretrained(small, tmp_path / "wrong", example)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_helper_of_a_modelling_file_needs_no_import_but_torch():
+    scope = {"torch": torch}
+    exec(hf_modelling._helper(), scope)
+    assert scope["_secateur_resized"]((4, 8, 6), (1, 2), (2, (1, 3))) == (4, 2, 2)
+    assert scope["_secateur_resized"](8, (0, 3)) == 3
+
+
+def test_smaller_heads_are_a_plain_configuration_and_computed_up_to_rounding(tmp_path, monkeypatch):
+    """Half as many heads, and heads of half the size, have the same shapes; only the second is what was cut."""
+    model = llama()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.2)
+    example = {"input_ids": torch.randint(3, 64, (2, 7))}
+    small = sc.shrink(model, sc.prune(model, "l2", "head_size", 0.5, example=example), example)
+    config = small.model.config
+    assert (small.unsaid, config.num_attention_heads, config.head_dim) == ("", 4, 4)
+    assert config.rope_parameters["rope_type"] == "longrope"
+    seen = []
+
+    def served(request, inputs):
+        loaded = type(model).from_pretrained(request.path).eval()
+        seen.append(huggingface._outputs(loaded, inputs, request.generate))
+        return Served(seen[-1], 0.0)
+
+    monkeypatch.setattr(huggingface, "serve", served)
+    done = sc.save_pretrained(small, tmp_path / "small", example)
+    assert (done.form, done.differing) == ("config", ())
+    wanted = small.model.eval()(**example).logits
+    apart = ((seen[0]["logits"] - wanted).abs().max() / wanted.abs().max()).item()
+    assert apart == pytest.approx(done.error, rel=1e-3)
+    assert 0 < done.error < 1e-5
+
+    rope = {**config.rope_parameters, "short_factor": [1.0, 2.0], "long_factor": [1.0, 2.0]}
+    config.rope_parameters = rope  # other frequencies than those that were kept
+    quick = sc.HuggingFaceOptions(check=False, form="config")
+    with pytest.raises(OptionError, match=r"form 'config': the configuration has no field for what"):
+        sc.save_pretrained(small, tmp_path / "wrong", example, options=quick)
+
+
+def test_numbers_that_modules_keep_and_do_not_use_need_no_modelling_file(tmp_path, capfd):
     """`intermediate_size` of Llama's feed-forward layers is read when they are built, and never again."""
     model = llama()
     example = {"input_ids": torch.randint(3, 64, (2, 7))}
@@ -177,6 +231,9 @@ def test_numbers_that_modules_keep_and_do_not_use_need_no_modelling_file(tmp_pat
     quick = sc.HuggingFaceOptions(check=False)
     done = sc.save_pretrained(small, tmp_path / "even", example, options=quick)
     assert (done.form, small.model.config.intermediate_size) == ("config", 32)
+    assert "Writing model shards" not in capfd.readouterr().err
+    small.model.save_pretrained(tmp_path / "by transformers")  # whose progress bar is as it was
+    assert "Writing model shards" in capfd.readouterr().err
     again = type(model).from_pretrained(tmp_path / "even").eval()
     assert torch.equal(again(**example).logits, small.model.eval()(**example).logits)
 

@@ -15,7 +15,7 @@ import secateur as sc
 from secateur.adapters import _fresh, hf_modelling, huggingface
 from secateur.adapters.hf_layers import with_fewer_layers
 from secateur.adapters.served import Served
-from secateur.errors import FormatError, OptionError, ProofError
+from secateur.errors import FormatError, NothingToDoError, OptionError, ProofError
 
 pytest.importorskip("transformers")
 
@@ -221,6 +221,34 @@ def test_smaller_heads_are_a_plain_configuration_and_computed_up_to_rounding(tmp
     quick = sc.HuggingFaceOptions(check=False, form="config")
     with pytest.raises(OptionError, match=r"form 'config': the configuration has no field for what"):
         sc.save_pretrained(small, tmp_path / "wrong", example, options=quick)
+
+
+def test_values_alone_become_smaller_where_queries_are_normalised_and_attention_is_not_fused():
+    _fresh._declare_torchvision()
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.Qwen3Config(
+        vocab_size=64,
+        hidden_size=48,
+        intermediate_size=100,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=20,
+    )
+    model = transformers.Qwen3ForCausalLM(config).eval()
+    example = {"input_ids": torch.randint(3, 64, (2, 9))}
+    with pytest.raises(NothingToDoError, match="no attention heads that can become smaller"):
+        sc.prune(model, "l2", "head_size", 0.5, example=example)
+    model.set_attn_implementation("eager")
+    small = sc.shrink(model, sc.prune(model, "l2", "head_size", 0.5, example=example), example)
+    attention = small.model.model.layers[0].self_attn
+    assert [each.out_features for each in (attention.q_proj, attention.k_proj, attention.v_proj)] == [
+        80,
+        40,
+        20,
+    ]
 
 
 def test_numbers_that_modules_keep_and_do_not_use_need_no_modelling_file(tmp_path, capfd):

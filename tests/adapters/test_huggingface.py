@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur.adapters import _fresh, huggingface
+from secateur.adapters import _fresh, hf_modelling, huggingface
 from secateur.adapters.hf_layers import with_fewer_layers
 from secateur.adapters.served import Served
-from secateur.errors import FormatError, OptionError, ProofError
+from secateur.errors import FormatError, NothingToDoError, OptionError, ProofError
 
 pytest.importorskip("transformers")
 
@@ -129,6 +129,146 @@ def test_even_widths_are_a_plain_configuration(shrunk, tmp_path):
     assert config["n_inner"] == 64
     assert "auto_map" not in config
     assert not (tmp_path / "even" / "modeling_shrunk.py").exists()
+
+
+def llama():
+    _fresh._declare_torchvision()
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+def test_a_buffer_that_moving_to_bfloat16_rounded_is_named_with_what_to_do(tmp_path, monkeypatch):
+    """No file holds the rotary frequencies, and `from_pretrained` builds them in float32."""
+
+    def served(request, inputs):
+        loaded = type(model).from_pretrained(request.path, dtype="auto").eval()
+        return Served(huggingface._outputs(loaded, inputs, request.generate), 0.0)
+
+    monkeypatch.setattr(huggingface, "serve", served)
+    model = llama().to(torch.bfloat16)
+    example = {"input_ids": torch.randint(3, 64, (2, 7))}
+    remedy = (
+        r"build this module again: model\.model\.rotary_emb = LlamaRotaryEmbedding\(config=model\.config\)"
+    )
+    with pytest.raises(
+        ProofError, match=r"model\.rotary_emb\.inv_freq is rounded to torch\.bfloat16.*" + remedy
+    ):
+        sc.save_pretrained(model, tmp_path / "rounded", example)
+    assert list(tmp_path.iterdir()) == []
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config)
+    assert sc.save_pretrained(model, tmp_path / "exact", example).error == 0.0
+
+
+def test_a_folder_that_does_not_run_says_what_to_do_instead(shrunk, tmp_path, monkeypatch):
+    _, small, example = shrunk
+
+    def fails(request, inputs):
+        raise ProofError(f"{request.path}: transformers cannot load and run it: RuntimeError: sizes")
+
+    monkeypatch.setattr(huggingface, "serve", fails)
+    with pytest.raises(
+        ProofError, match=r"RuntimeError: sizes\. Nothing was written to .*; use small\.save and"
+    ):
+        sc.save_pretrained(small, tmp_path / "wrong", example)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_helper_of_a_modelling_file_needs_no_import_but_torch():
+    scope = {"torch": torch}
+    exec(hf_modelling._helper(), scope)
+    assert scope["_secateur_resized"]((4, 8, 6), (1, 2), (2, (1, 3))) == (4, 2, 2)
+    assert scope["_secateur_resized"](8, (0, 3)) == 3
+
+
+def test_smaller_heads_are_a_plain_configuration_and_computed_up_to_rounding(tmp_path, monkeypatch):
+    """Half as many heads, and heads of half the size, have the same shapes; only the second is what was cut."""
+    model = llama()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.2)
+    example = {"input_ids": torch.randint(3, 64, (2, 7))}
+    small = sc.shrink(model, sc.prune(model, "l2", "head_size", 0.5, example=example), example)
+    config = small.model.config
+    assert (small.unsaid, config.num_attention_heads, config.head_dim) == ("", 4, 4)
+    assert config.rope_parameters["rope_type"] == "longrope"
+    seen = []
+
+    def served(request, inputs):
+        loaded = type(model).from_pretrained(request.path).eval()
+        seen.append(huggingface._outputs(loaded, inputs, request.generate))
+        return Served(seen[-1], 0.0)
+
+    monkeypatch.setattr(huggingface, "serve", served)
+    done = sc.save_pretrained(small, tmp_path / "small", example)
+    assert (done.form, done.differing) == ("config", ())
+    wanted = small.model.eval()(**example).logits
+    apart = ((seen[0]["logits"] - wanted).abs().max() / wanted.abs().max()).item()
+    assert apart == pytest.approx(done.error, rel=1e-3)
+    assert 0 < done.error < 1e-5
+
+    rope = {**config.rope_parameters, "short_factor": [1.0, 2.0], "long_factor": [1.0, 2.0]}
+    config.rope_parameters = rope  # other frequencies than those that were kept
+    quick = sc.HuggingFaceOptions(check=False, form="config")
+    with pytest.raises(OptionError, match=r"form 'config': the configuration has no field for what"):
+        sc.save_pretrained(small, tmp_path / "wrong", example, options=quick)
+
+
+def test_values_alone_become_smaller_where_queries_are_normalised_and_attention_is_not_fused():
+    _fresh._declare_torchvision()
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.Qwen3Config(
+        vocab_size=64,
+        hidden_size=48,
+        intermediate_size=100,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=20,
+    )
+    model = transformers.Qwen3ForCausalLM(config).eval()
+    example = {"input_ids": torch.randint(3, 64, (2, 9))}
+    with pytest.raises(NothingToDoError, match="no attention heads that can become smaller"):
+        sc.prune(model, "l2", "head_size", 0.5, example=example)
+    model.set_attn_implementation("eager")
+    small = sc.shrink(model, sc.prune(model, "l2", "head_size", 0.5, example=example), example)
+    attention = small.model.model.layers[0].self_attn
+    assert [each.out_features for each in (attention.q_proj, attention.k_proj, attention.v_proj)] == [
+        80,
+        40,
+        20,
+    ]
+
+
+def test_numbers_that_modules_keep_and_do_not_use_need_no_modelling_file(tmp_path, capfd):
+    """`intermediate_size` of Llama's feed-forward layers is read when they are built, and never again."""
+    model = llama()
+    example = {"input_ids": torch.randint(3, 64, (2, 7))}
+    small = sc.shrink(model, sc.prune(model, "l2", "channel", 0.5, example=example), example)
+    quick = sc.HuggingFaceOptions(check=False)
+    done = sc.save_pretrained(small, tmp_path / "even", example, options=quick)
+    assert (done.form, small.model.config.intermediate_size) == ("config", 32)
+    assert "Writing model shards" not in capfd.readouterr().err
+    small.model.save_pretrained(tmp_path / "by transformers")  # whose progress bar is as it was
+    assert "Writing model shards" in capfd.readouterr().err
+    again = type(model).from_pretrained(tmp_path / "even").eval()
+    assert torch.equal(again(**example).logits, small.model.eval()(**example).logits)
+
+    small.model.model.layers[1].self_attn.scaling *= 2  # a number that the outputs depend on
+    done = sc.save_pretrained(small, tmp_path / "scaled", example, options=quick)
+    assert done.form == "code"
+    assert "model.layers.1.self_attn" in done.differing
 
 
 def test_what_cannot_be_written_is_refused(shrunk, tmp_path):

@@ -728,3 +728,21 @@ def test_two_inputs_read_as_inputs_and_targets_are_an_error_that_shows_the_form(
     given = sc.compensate(model, masks, [(pair, None)]).model
     named = sc.compensate(model, masks, [{"signal": pair[0], "extra": pair[1]}]).model
     assert torch.equal(given(*pair), named(*pair))
+
+
+def test_skip_names_a_tied_weight_by_any_of_its_names() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.middle, self.head = (nn.Linear(6, 6, bias=False) for _ in range(3))
+            self.head.weight = self.first.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.middle(self.first(x)))
+
+    torch.manual_seed(0)
+    model, inputs = Tied(), [torch.randn(16, 6)]
+    masks = sc.prune(model, "magnitude", budget=0.5)
+    result = sc.compensate(model, masks, inputs, skip="head")
+    assert torch.equal(result.model.first.weight, masks.apply(model).first.weight)
+    assert result.model.head.weight is result.model.first.weight

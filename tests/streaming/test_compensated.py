@@ -47,6 +47,29 @@ def test_block_by_block_is_as_in_memory(
     assert transformers.LlamaForCausalLM.from_pretrained(tmp_path / "out").config.num_hidden_layers == 3
 
 
+def test_a_tied_head_stays_tied_and_no_file_has_it(tmp_path: Path) -> None:
+    """In the model of config.json, and in one that was moved to the meta device, which tears the two apart."""
+    model, data = llama(tmp_path / "in", tied=True), batches()
+    masks = sc.prune(model, "wanda", budget=0.5, skip=OUTSIDE, data=data)
+    wanted = sc.compensate(model, masks, data, skip="lm_head").model.state_dict()
+    moved = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "in").eval()
+    rotary = {name: buffer.clone() for name, buffer in moved.named_buffers()}
+    moved.to("meta")
+    for name, buffer in rotary.items():
+        owner, _, leaf = name.rpartition(".")
+        moved.get_submodule(owner).register_buffer(leaf, buffer, persistent=False)
+    assert moved.lm_head.weight is not moved.model.embed_tokens.weight
+    for number, given in enumerate((None, moved)):
+        out = tmp_path / f"out-{number}"
+        compensate_checkpoint(tmp_path / "in", out, data, options=BlockOptions(model=given), skip="lm_head")
+        found = state_of(out)
+        assert set(found) == set(wanted) - {"lm_head.weight"} == set(state_of(tmp_path / "in"))
+        for name, value in found.items():
+            assert torch.equal(value, wanted[name]), name
+        again = transformers.LlamaForCausalLM.from_pretrained(out)
+        assert again.lm_head.weight is again.model.embed_tokens.weight
+
+
 def test_pruning_alone_and_other_choices(tmp_path: Path) -> None:
     model, data = llama(tmp_path / "in"), batches()
     skip = [*OUTSIDE, "*.down_proj"]
@@ -142,3 +165,23 @@ def test_what_cannot_be_done_is_refused_and_leaves_nothing(tmp_path: Path) -> No
     with pytest.raises(OptionError, match=r"has no config.json .* sc.BlockOptions\(model=model\)"):
         compensate_checkpoint(tmp_path / "in", out, data)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_tensor_by_tensor_a_tied_weight_takes_part_under_the_names_it_has_in_the_files(
+    both: bool, tmp_path: Path
+) -> None:
+    model = llama(tmp_path / "in", tied=True)
+    if both:  # as older files have it
+        folder = tmp_path / "in"
+        index = json.loads((folder / "model.safetensors.index.json").read_text())
+        index["weight_map"]["lm_head.weight"] = "head.safetensors"
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        save_file({"lm_head.weight": model.lm_head.weight.detach().clone()}, folder / "head.safetensors")
+    options = sc.StreamOptions(model=meta_model(tmp_path / "in"))
+    sc.prune_checkpoint(tmp_path / "in", tmp_path / "out", options=options)
+    again = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "out")
+    assert again.lm_head.weight is again.model.embed_tokens.weight
+    wanted = sc.prune(model).apply(model).state_dict()
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, wanted[name]), name

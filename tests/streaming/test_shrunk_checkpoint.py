@@ -18,18 +18,18 @@ from secateur.streaming.shrunk import shrink_checkpoint
 
 
 @pytest.mark.parametrize(
-    ("criterion", "granularity", "compensate", "dtype"),
+    ("criterion", "granularity", "compensate", "dtype", "tied"),
     [
-        ("l2", "channel", False, torch.float32),
-        ("l2", "channel", True, torch.float32),
-        ("wanda", "channel", True, torch.bfloat16),
-        ("l1", "head", False, torch.float32),
+        ("l2", "channel", False, torch.float32, False),
+        ("l2", "channel", True, torch.float32, True),
+        ("wanda", "channel", True, torch.bfloat16, False),
+        ("l1", "head", False, torch.float32, True),
     ],
 )
 def test_block_by_block_is_as_in_memory(
-    criterion: str, granularity: str, compensate: bool, dtype: torch.dtype, tmp_path: Path
+    criterion: str, granularity: str, compensate: bool, dtype: torch.dtype, tied: bool, tmp_path: Path
 ) -> None:
-    model, data = llama(tmp_path / "in", dtype), batches()
+    model, data = llama(tmp_path / "in", dtype, tied=tied), batches()
     masks = sc.prune(model, criterion, granularity, 0.5, skip=OUTSIDE, example=data[0], data=data)
     pruned = sc.compensate(model, masks, data, skip="lm_head").model if compensate else masks.apply(model)
     wanted = sc.shrink(pruned, masks, data[0])
@@ -37,10 +37,11 @@ def test_block_by_block_is_as_in_memory(
     done = shrink_checkpoint(tmp_path / "in", tmp_path / "out", data, criterion, options=options)
 
     found, state = state_of(tmp_path / "out"), wanted.model.state_dict()
-    assert set(found) == set(state)
+    assert set(found) == set(state) - ({"lm_head.weight"} if tied else set())
     for name, value in found.items():
         assert torch.equal(value, state[name]), name
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert (again.lm_head.weight is again.model.embed_tokens.weight) == tied
     with torch.no_grad():
         assert torch.equal(again(**data[0]).logits, wanted.model.eval()(**data[0]).logits)
     assert again.config.intermediate_size == wanted.model.config.intermediate_size

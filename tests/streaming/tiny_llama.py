@@ -16,8 +16,13 @@ transformers = pytest.importorskip("transformers")
 OUTSIDE = ["model.embed_tokens", "lm_head"]
 
 
-def llama(path: Path, dtype: torch.dtype = torch.float32, layers: int = 3) -> torch.nn.Module:
-    """A small Llama with grouped queries, saved in several files; it is loaded from there again."""
+def llama(
+    path: Path, dtype: torch.dtype = torch.float32, layers: int = 3, tied: bool = False
+) -> torch.nn.Module:
+    """A small Llama with grouped queries, saved in several files; it is loaded from there again.
+
+    The head of a `tied` one is its embedding, and no file has it.
+    """
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=96,
@@ -27,6 +32,7 @@ def llama(path: Path, dtype: torch.dtype = torch.float32, layers: int = 3) -> to
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=64,
+        tie_word_embeddings=tied,
         dtype=dtype,
     )
     transformers.LlamaForCausalLM(config).to(dtype).save_pretrained(path, max_shard_size="20KB")

@@ -25,7 +25,7 @@ from secateur.errors import PlanError
 from secateur.structure.cut.call_sites import HELPER, resized
 from secateur.structure.cut.heads import FewerHeads
 
-__all__ = ["FILE", "KEY", "differences", "modelling_source", "original_class"]
+__all__ = ["FILE", "KEY", "Changes", "differences", "modelling_source", "original_class"]
 
 FILE = "modeling_shrunk.py"
 KEY = "shrunk_modules"
@@ -186,8 +186,7 @@ class _Classes:
         for name in sorted(names - within):
             value = function.__globals__.get(name)
             if name == HELPER:
-                text = inspect.getsource(resized).replace("def resized(", f"def {HELPER}(")
-                self.texts.setdefault(HELPER, text.replace(" resized((", f" {HELPER}(("))
+                self.texts.setdefault(HELPER, _helper())
             elif isinstance(value, FunctionType) and _text(value) is not None:
                 if name not in self.texts:
                     self.texts[name] = _text(value) or ""
@@ -204,6 +203,20 @@ class _Classes:
                 "modelling file can use both; use small.save and sc.load_shrunk"
             )
         self.imports.setdefault(module, set()).add(name)
+
+
+def _helper() -> str:
+    """The function that edited forwards call, without annotations, whose names the file would have to import."""
+    tree = ast.parse(inspect.getsource(resized)).body[0]
+    assert isinstance(tree, ast.FunctionDef)
+    tree.returns, tree.body = None, tree.body[1:]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg):
+            node.annotation = None
+        elif isinstance(node, ast.Name) and node.id == tree.name:
+            node.id = HELPER
+    tree.name = HELPER
+    return ast.unparse(tree)
 
 
 def _text(function: object) -> str | None:

@@ -17,7 +17,8 @@ import inspect
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,9 +32,11 @@ from secateur.adapters.promises import promise
 from secateur.adapters.served import ServeRequest, difference, serve
 from secateur.core.measurement import Measurements
 from secateur.core.new_folders import check_new_folder
+from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.errors import MissingExtraError, OptionError, ProofError
 from secateur.execution.undisturbed import undisturbed
 from secateur.execution.verb import verb
+from secateur.structure.hf.rotary import rebuilt
 from secateur.structure.shrink import Shrunk
 
 __all__ = ["HuggingFaceOptions", "SavedFolder", "Tokenizer", "push_to_hub", "save_pretrained"]
@@ -140,7 +143,8 @@ def save_pretrained(
     target = Path(folder)
     _check(net, target, options)
     kind = hf_modelling.original_class(net)
-    form, config, source = _described(net, kind, options.form)
+    own = _Answer(example, _outputs(net, example, options.generate), options.generate)
+    form, config, source, served = _described(net, kind, options.form, own)
     loader, auto = _loaders(kind, config)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".secateur-") as scratch:
@@ -151,24 +155,23 @@ def save_pretrained(
             _name_the_class(place, kind, auto)
         if tokenizer is not None:
             tokenizer.save_pretrained(str(place))
-        outputs = _outputs(net, example, options.generate)
         request = ServeRequest(
             place,
             "transformers",
             loader,
             bool(source),
             str(getattr(config, "_attn_implementation", None) or ""),
-            options.generate if "generated" in outputs else 0,
+            options.generate if "generated" in served.outputs else 0,
             repeats=5,
         )
-        error, seconds = _checked(request, target, example, outputs) if options.check else (None, 0.0)
+        seconds = _checked(request, target, served, net) if options.check else 0.0
         _card(place, model, form, loader, options.measurements)
-        promise(place, request, example, outputs, seconds=seconds)
+        promise(place, request, example, served.outputs, seconds=seconds)
         if target.exists():
             target.rmdir()
         place.replace(target)
     differing = tuple(getattr(config, hf_modelling.KEY)) if form == "code" else ()
-    return _saved_folder(target, form, loader, error, differing)
+    return _saved_folder(target, form, loader, own.error(served) if options.check else None, differing)
 
 
 def _saved_folder(
@@ -190,25 +193,46 @@ def _check(model: nn.Module, target: Path, options: HuggingFaceOptions) -> None:
     check_new_folder(target)
 
 
-def _described(model: nn.Module, kind: type[nn.Module], form: str) -> tuple[str, Any, str]:
-    """The form, the configuration, and the source of a modelling file where one is needed."""
+@dataclass(frozen=True)
+class _Answer:
+    """What a model is called with, and its outputs; `tokens` are generated as well, where it can."""
+
+    example: Mapping[str, torch.Tensor]
+    outputs: Mapping[str, torch.Tensor]
+    tokens: int = 0
+
+    def error(self, other: _Answer) -> float:
+        """How far the outputs of another are from these, generated tokens left out."""
+        mine, theirs = (
+            {name: each for name, each in one.outputs.items() if name != "generated"} for one in (self, other)
+        )
+        return difference(mine, theirs)
+
+
+def _described(
+    model: nn.Module, kind: type[nn.Module], form: str, answer: _Answer
+) -> tuple[str, Any, str, _Answer]:
+    """The form, the configuration, the source of a modelling file where one is needed, and what will be answered."""
     config = with_fewer_layers(model, model.config)
-    base = built(kind, config)
-    changes = hf_modelling.differences(model, base)
+    changes = hf_modelling.differences(model, built(kind, config))
+    plain = form in ("auto", "config") and bool(changes) and not _widths(changes, model)
+    served = _computed(built(kind, config), model, config, answer) if plain else None
+    if served is not None:
+        return "config", config, "", served
     if not changes:
         if form not in ("auto", "config"):
             raise OptionError(
                 f"form: the configuration alone holds all widths; expected 'config', got {form!r}"
             )
-        return "config", config, ""
-    first = next(iter(changes))
+        return "config", config, "", answer
+    first = next(iter(_widths(changes, model) or changes))
     if form == "config":
         raise OptionError(
             f"form 'config': the configuration has no field for what {first!r} differs in; use form='auto'"
         )
     layered = per_layer(kind, model, config) if form != "code" else None
     if layered is not None and not hf_modelling.differences(model, built(kind, layered)):
-        return "per_layer_config", layered, ""
+        return "per_layer_config", layered, "", answer
     if form == "per_layer_config":
         raise OptionError(
             f"form 'per_layer_config': the installed transformers cannot express with it how {first!r} differs; use "
@@ -217,7 +241,63 @@ def _described(model: nn.Module, kind: type[nn.Module], form: str) -> tuple[str,
     source = hf_modelling.modelling_source(model, changes)
     config = copy.deepcopy(config)
     setattr(config, hf_modelling.KEY, changes)
-    return "code", config, source
+    return "code", config, source, answer
+
+
+def _widths(changes: hf_modelling.Changes, model: nn.Module) -> list[str]:
+    """The modules that have stored tensors of other shapes, not only other numbers or another class."""
+    stored = model.state_dict()
+    return [
+        path
+        for path, entry in changes.items()
+        if any(f"{path}.{name}".lstrip(".") in stored for name in entry.get("tensors") or ())  # type: ignore[attr-defined]
+    ]
+
+
+def _computed(base: nn.Module, model: nn.Module, config: Any, answer: _Answer) -> _Answer | None:
+    """The outputs of what the configuration builds, with the model's tensors; None where it computes something else.
+
+    Where they are the model's, a number that the model keeps and does not use, or the class that a cut gave a module,
+    need not be said. Rotary frequencies that were kept are said as factors, which gives the same up to rounding: there
+    the two are compared in float64.
+    """
+    try:
+        _fill_(base, model, config)
+        found = _Answer(answer.example, _outputs(base, answer.example, answer.tokens), answer.tokens)
+        if not difference(answer.outputs, found.outputs):
+            return answer
+        rope = getattr(config, "rope_parameters", None)
+        if isinstance(rope, dict) and rope.get("rope_type") == "longrope":
+            example = {
+                name: each.double() if each.is_floating_point() else each
+                for name, each in answer.example.items()
+            }
+            exact = [
+                _Answer(example, _outputs(copy.deepcopy(one).double(), example, 0)) for one in (model, base)
+            ]
+            return found if exact[0].error(exact[1]) < _ROUNDING else None
+    except (
+        Exception
+    ) as error:  # the class fails in its own way where its configuration does not describe the model
+        raise_if_out_of_memory(error)
+    return None
+
+
+_ROUNDING = 1e-5  # norms and rotary angles are computed in float32 also in a model in float64
+
+
+def _fill_(base: nn.Module, model: nn.Module, config: Any) -> None:
+    """Give a model without values the tensors of another; what no file holds is built from the configuration."""
+    base.load_state_dict(model.state_dict(), assign=True)
+    if hasattr(model, "generation_config"):
+        base.generation_config = model.generation_config
+    for path, module in base.named_modules():
+        empty = [name for name, buffer in module._buffers.items() if buffer is not None and buffer.is_meta]
+        again = rebuilt(module, config) if empty and not list(module.parameters()) else None
+        for name in empty:
+            theirs = model.get_submodule(path).get_buffer(name)
+            mine = theirs if again is None else again.get_buffer(name).to(theirs.device)
+            module.register_buffer(name, mine, persistent=False)
 
 
 def _loaders(kind: type[nn.Module], config: object) -> tuple[str, list[str]]:
@@ -252,12 +332,27 @@ def _write_weights(model: Any, place: Path, config: Any, shard: str, as_named: b
         more["save_original_format"] = False
     try:
         model.config = config
-        model.save_pretrained(str(place), max_shard_size=shard, **more)
+        with _without_progress_bars():
+            model.save_pretrained(str(place), max_shard_size=shard, **more)
     finally:
         model.config = own
     written = json.loads((place / "config.json").read_text(encoding="utf-8"))
     written["architectures"] = [hf_modelling.original_class(model).__name__]
     (place / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Without the progress bars of transformers; they are as they were afterwards."""
+    bars: Any = importlib.import_module("transformers.utils.logging")
+    shown = bars.is_progress_bar_enabled()
+    if shown:
+        bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
 
 
 def _name_the_class(place: Path, kind: type, auto: Sequence[str]) -> None:
@@ -284,24 +379,48 @@ def _outputs(model: Any, example: Mapping[str, torch.Tensor], tokens: int) -> di
     return outputs
 
 
-def _checked(
-    request: ServeRequest,
-    target: Path,
-    example: Mapping[str, torch.Tensor],
-    outputs: Mapping[str, torch.Tensor],
-) -> tuple[float, float]:
-    """The error of the folder in a fresh process, 0 or it raises, and the seconds of a call there."""
-    served = serve(request, example)
+def _checked(request: ServeRequest, target: Path, answer: _Answer, model: nn.Module) -> float:
+    """The seconds of a call in a fresh process; raises where it gives other outputs there."""
+    otherwise = "use small.save and sc.load_shrunk" if request.code else "use form='code', or small.save"
+    try:
+        served = serve(request, answer.example)
+    except ProofError as failure:
+        raise ProofError(f"{failure}. Nothing was written to {target}; {otherwise}") from failure
     if served.loading:
         what, names = next(iter(served.loading.items()))
-        raise ProofError(f"{target}: loading reports {what}: {', '.join(names)[:200]}; nothing was written")
-    error = difference(outputs, served.outputs)
+        raise ProofError(
+            f"{target}: loading reports {what}: {', '.join(names)[:200]}; nothing was written; {otherwise}"
+        )
+    error = difference(answer.outputs, served.outputs)
     if error:
         raise ProofError(
             f"{target}: loaded in a new process, its outputs differ by {error:.3g} of the largest; expected none. "
-            "Nothing was written; use form='code', or small.save and sc.load_shrunk"
+            f"Nothing was written; {_rounded(model) or otherwise}"
         )
-    return error, served.seconds
+    return served.seconds
+
+
+def _rounded(model: nn.Module) -> str:
+    """Which buffers `model.to(dtype)` rounded that no file holds, and what to do; empty where there are none."""
+    kept = model.state_dict()
+    for path, module in model.named_modules():
+        names = [
+            name
+            for name, buffer in module._buffers.items()
+            if f"{path}.{name}" not in kept
+            and getattr(buffer, "dtype", None) in (torch.bfloat16, torch.float16)
+        ]
+        again = dict((rebuilt(module, model.config) or module).named_buffers()) if names else {}
+        for name in names:
+            here, there = module.get_buffer(name), again[name]
+            if here.dtype != there.dtype:
+                kind, dtype = type(module).__name__, str(here.dtype)
+                return (
+                    f"{path}.{name} is rounded to {dtype}, which model.to({dtype}) does, and from_pretrained builds "
+                    f"it in {there.dtype}. Load the model with from_pretrained(..., dtype={dtype}), or build this "
+                    f"module again: model.{path} = {kind}(config=model.config)"
+                )
+    return ""
 
 
 def _card(place: Path, model: nn.Module | Shrunk, form: str, loader: str, found: Measurements | None) -> None:

@@ -201,9 +201,11 @@ def _held(
     tables = [name for name in sorted(frozen & set(held)) if not bool(held[name].all())]
     notes = [f"embeddings are masked only: {', '.join(tables)}"] if tables else []
     modules = dict(student.named_modules())
-    layers = {name: name.rpartition(".")[0] for name in first.values()}
+    layers = {name: name.rpartition(".")[0] for name in every}
     for pattern in patterns_of(skip):
-        hits = [n for n, layer in layers.items() if matches(pattern, layer, n, modules[layer])]
+        hits = [
+            first[id(every[n])] for n, layer in layers.items() if matches(pattern, layer, n, modules[layer])
+        ]
         if not hits:
             known = [target.layer for target in select(student)]
             raise PatternError(f"skip: pattern {pattern!r} matches no parameter: {near(str(pattern), known)}")

@@ -32,6 +32,8 @@ from secateur.container.checkpoint import Checkpoint
 from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.errors import MaskMismatchError, MissingExtraError, OptionError, near
 from secateur.execution.example import Batch
+from secateur.streaming.skeleton import OTHER_MODEL
+from secateur.streaming.tied import names_of, with_ties
 from secateur.structure.hf.auto_classes import auto_class
 from secateur.structure.hf.hub_code import check_attention
 
@@ -175,7 +177,7 @@ class BlockModel:
     """
 
     def __init__(self, model: nn.Module, checkpoint: Checkpoint, blocks: str | None = None):
-        self.model = model
+        self.model = model = with_ties(model)
         self.prefix = blocks_of(model) if blocks is None else blocks
         found = dict(model.named_modules()).get(self.prefix)
         if not isinstance(found, nn.ModuleList):
@@ -186,6 +188,7 @@ class BlockModel:
         for index, block in enumerate(self.blocks):
             for name, parameter in block.named_parameters():
                 self._check(f"{self.prefix}.{index}.{name}", tuple(parameter.shape))
+        self._shared = names_of(model)
 
     def _check(self, name: str, shape: tuple[int, ...]) -> None:
         number = self._numbers.get(name)
@@ -193,7 +196,7 @@ class BlockModel:
         if there != shape:
             raise MaskMismatchError(
                 f"tensor {name!r}: the model has it in shape {shape}, the checkpoint "
-                f"{'not at all' if there is None else f'in {there}'}; {near(name, self._numbers)}"
+                f"{'not at all' if there is None else f'in {there}'}; {near(name, self._numbers)}. {OTHER_MODEL}"
             )
 
     def number(self, name: str) -> int:
@@ -205,14 +208,17 @@ class BlockModel:
         return self._numbers[name]
 
     def tensor(self, name: str) -> torch.Tensor:
-        """A tensor, read from the checkpoint.
+        """A tensor, read from the checkpoint; one that layers share has any of its names there.
 
         Args:
             name: Its name.
         """
-        number = self._numbers.get(name)
+        names = [one for one in (name, *self._shared.get(name, ())) if one in self._numbers]
+        number = self._numbers[names[0]] if names else None
         if number is None:
-            raise MaskMismatchError(f"tensor {name!r} is not in the checkpoint; {near(name, self._numbers)}")
+            raise MaskMismatchError(
+                f"tensor {name!r} is not in the checkpoint; {near(name, self._numbers)}. {OTHER_MODEL}"
+            )
         return to_tensor(self._checkpoint.entries[number], self._checkpoint.words(number))
 
     def block(self, index: int) -> nn.Module:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -24,10 +25,17 @@ from secateur.container.format import Entry
 from secateur.core.targets import Pattern, Target, select
 from secateur.core.user_warnings import warn
 from secateur.errors import MaskMismatchError, NothingToDoError, near
+from secateur.streaming.tied import names_of, with_ties
 
-__all__ = ["Layers", "skeleton", "targets_in", "with_weight"]
+__all__ = ["OTHER_MODEL", "Layers", "skeleton", "targets_in", "with_weight"]
 
 _WORTH_SAYING = 0.01
+
+OTHER_MODEL = (
+    "The model must be the one that the checkpoint was written from: pass it on the meta device as model=, or leave "
+    "the layer out with skip="
+)
+"""The next step where a model and a checkpoint do not fit."""
 
 _CONVOLUTIONS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 
@@ -156,19 +164,26 @@ def targets_in(
         skip: As of `select`.
         parameters: As of `select`.
 
+    A tensor that several layers of the model share takes part under every name that the checkpoint has for it.
+
     Raises:
         MaskMismatchError: A weight of the model is not in the checkpoint, or has another shape there.
         PatternError: A pattern matches nothing.
         NothingToDoError: No tensor takes part.
     """
-    layers = skeleton(entries) if model is None else model
-    found = {target.name: target for target in select(layers, only, skip, parameters)}
+    layers = skeleton(entries) if model is None else with_ties(model)
     shapes = {entry.name: entry.shape for entry in entries}
+    shared = {} if model is None else names_of(layers)
+    found = {
+        name: replace(target, name=name, layer=name.rpartition(".")[0])
+        for target in select(layers, only, skip, parameters)
+        for name in [name for name in shared.get(target.name, ()) if name in shapes] or [target.name]
+    }
     for name, target in found.items():
         if shapes.get(name) != target.shape:
             raise MaskMismatchError(
                 f"tensor {name!r}: the model has it in shape {target.shape}, the checkpoint "
-                f"{'in ' + str(shapes[name]) if name in shapes else 'not at all'}; {near(name, shapes)}"
+                f"{'in ' + str(shapes[name]) if name in shapes else 'not at all'}; {near(name, shapes)}. {OTHER_MODEL}"
             )
     targets = {entry.name: found[entry.name] for entry in entries if entry.name in found and entry.numel}
     if not targets:

@@ -307,10 +307,17 @@ def _fingerprint(model: nn.Module, example: object, across_norm: bool, training:
     return (
         tuple(modules),
         repr(config) if config is not None else "",
+        _attention(config),
         _shapes(example),
         across_norm,
         _shapes(training) if own_call(training) else training,
     )
+
+
+def _attention(config: object) -> tuple[str, ...]:
+    """The implementations of attention that a configuration asks for, of which its text says nothing."""
+    inner = [getattr(config, name, None) for name in getattr(config, "sub_configs", None) or ()]
+    return tuple(str(getattr(each, "_attn_implementation", None)) for each in (config, *inner))
 
 
 def _shapes(example: object) -> tuple[object, ...]:

@@ -124,16 +124,33 @@ def fitted_config(
     # A list has one for every stage.
     if getattr(config, "head_dim", None) is None and isinstance(whole, int) and isinstance(heads, int):
         config.head_dim = whole // heads
-    config = _shaped(kind, config, wanted, widths)
-    if config is None:
-        return None, "its configuration has no field for these widths, or they differ from layer to layer"
-    if unsaid and "head_dim" in vars(config):
-        without = copy.deepcopy(config)
-        delattr(without, "head_dim")
-        config = config if _wrong(kind, without, wanted) else without
-    reason = _numbers_said(model, small, config)
-    reason = reason or _refused(cast(_Readable, config))
-    return (None, reason) if reason else (config, "")
+    news: dict[int, set[int]] = {}
+    for before, after in widths:
+        news.setdefault(before, set()).add(after)
+    # Half as many heads, and heads of half the size, have the same shapes.
+    sizes = any(_is_head_size(name) and value in news for _, name, value in _fields(config))
+    reasons = []
+    for sizes_first in (False, True) if sizes else (False,):
+        found = _shaped(kind, copy.deepcopy(config), wanted, news, sizes_first)
+        if found is None:
+            reasons.append(
+                "its configuration has no field for these widths, or they differ from layer to layer"
+            )
+            continue
+        if unsaid and "head_dim" in vars(found):
+            without = copy.deepcopy(found)
+            delattr(without, "head_dim")
+            found = found if _wrong(kind, without, wanted) else without
+        reason = _numbers_said(model, small, found) or _refused(cast(_Readable, found))
+        if not reason:
+            return found, ""
+        reasons.append(reason)
+    return None, reasons[-1]
+
+
+def _is_head_size(name: str) -> bool:
+    """Whether a field of a configuration holds the size of a head, by its name."""
+    return name == "d_kv" or ("head" in name and ("dim" in name or "size" in name))
 
 
 def _refused(config: _Readable) -> str:
@@ -178,12 +195,11 @@ def _numbers_said(model: nn.Module, small: nn.Module, config: object) -> str:
     return ""
 
 
-def _shaped(kind: type, config: object, wanted: Shapes, widths: Iterable[tuple[int, int]]) -> object | None:
+def _shaped(
+    kind: type, config: object, wanted: Shapes, news: Mapping[int, set[int]], sizes_first: bool
+) -> object | None:
     """The config with fields changed until every shape of a model built from it is as wanted, or None."""
-    news: dict[int, set[int]] = {}
-    for before, after in widths:
-        news.setdefault(before, set()).add(after)
-    search = _FieldSearch(kind, config, wanted, news)
+    search = _FieldSearch(kind, config, wanted, news, sizes_first)
     while search.wrong and search.step():
         pass
     return None if search.wrong else config
@@ -193,10 +209,19 @@ class _FieldSearch:
     """The search for the fields of a config that bring the shapes of its model nearer to those wanted.
 
     Building a model takes longer than all else, so fields that change no shape by themselves are left out for good.
+    `sizes_first` tries fields that hold the size of a head before those that count heads.
     """
 
-    def __init__(self, kind: type, config: object, wanted: Shapes, news: Mapping[int, set[int]]):
+    def __init__(
+        self,
+        kind: type,
+        config: object,
+        wanted: Shapes,
+        news: Mapping[int, set[int]],
+        sizes_first: bool = False,
+    ):
         self.kind, self.config, self.wanted, self.news = kind, config, wanted, news
+        self.sizes_first = sizes_first
         self.idle: set[tuple[int, str]] = set()
         self.now = self.built()
         self.wrong = _apart(self.now, wanted)
@@ -213,6 +238,8 @@ class _FieldSearch:
             for owner, name, value in _fields(self.config)
             if value in self.news and (id(owner), name) not in self.idle
         ]
+        if self.sizes_first:
+            fields.sort(key=lambda field: not _is_head_size(field[1]))
         single = [(owner, name, new) for owner, name, value in fields for new in self.news[value]]
         moving: list[tuple[tuple[object, str, int], Shapes | None]] = []
         for owner, name, new in single:

@@ -309,7 +309,8 @@ class PositionBiases(nn.Module):
         q, k, v = (each(x).view(*x.shape[:2], -1, 4).transpose(1, 2) for each in (self.q, self.k, self.v))
         places = torch.arange(x.shape[1])
         bias = self.table((places[:, None] - places).abs().clamp(max=3)).permute(2, 0, 1)[None]
-        if mask is not None and mask.any():  # reads a value: recorded on a device, where the operator is not taken apart
+        # Where a value is read the recording is of real tensors, with the fused operator as one.
+        if mask is not None and mask.any():
             bias = bias + torch.where(mask[:, None, None], 0.0, -1e4)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.out(mixed.transpose(1, 2).flatten(2))

@@ -18,6 +18,7 @@ from torch import nn
 from secateur.core.parameters import parameters_of
 from secateur.core.targets import Pattern, Target, matches, patterns_of, select
 from secateur.core.user_warnings import warn
+from secateur.core.wrapped_layers import adapters_of
 from secateur.errors import NothingToDoError
 
 __all__ = ["left_alone", "patterns_for", "say_left_alone"]
@@ -58,7 +59,8 @@ def left_alone(
 ) -> tuple[float, tuple[str, ...]]:
     """The share of a model's weights that belong to no layer and are not among the targets, and their names.
 
-    Weights that a parametrization computes others from do not count: those have a message of their own.
+    Weights that a parametrization computes others from do not count: those have a message of their own. Nor do adapters
+    that were added to a layer, as LoRA's.
 
     Args:
         model: The model.
@@ -74,13 +76,13 @@ def left_alone(
         dict(model.named_modules()),
         patterns_of(skip),
     )
-    named = dict(model.named_parameters())
+    named, adapters = dict(model.named_parameters()), adapters_of(model)
     whole = sum(value.numel() for value in named.values())
     names = tuple(
         name
         for name, value in named.items()
         if value.dim() > 1
-        and name not in layers | taken
+        and name not in layers | taken | adapters
         and "parametrizations." not in name
         and not name.endswith("weight_orig")
         and not any(

@@ -12,6 +12,7 @@ from torch import nn
 from secateur.core.context import Context
 from secateur.core.targets import Target, select
 from secateur.core.units import AxisMember, Units
+from secateur.core.wrapped_layers import adapters_of
 from secateur.errors import DataError, NothingToDoError, OptionError
 from secateur.execution.example import first_example
 from secateur.granularity import Granularity
@@ -105,7 +106,7 @@ def weights_beside_layers(
     """
     found = structure_of(model, context, across_norm, sizes, which)
     groups = [group for group in found.groups if _CHOICES[which](group)]
-    own = own_weights(found, groups, layer_names(found, model))
+    own = own_weights(found, groups, layer_names(found, model), adapters_of(model))
     return tuple(name for name in found.trace.parameters if name in own)
 
 

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import nn
 
@@ -33,6 +33,7 @@ def say_left_alone(
     targets: Sequence[Target],
     skip: Pattern | Sequence[Pattern] | None = None,
     how: str = "",
+    among: Collection[str] | None = None,
 ) -> None:
     """Warn where a twentieth of the weights or more belongs to no layer and takes no part.
 
@@ -42,8 +43,9 @@ def say_left_alone(
         targets: The weights that take part.
         skip: Patterns of the layers that the user left out.
         how: Where `parameters` are given; the list of them follows.
+        among: The parameters that can take part; None means all.
     """
-    share, names = left_alone(model, targets, skip)
+    share, names = left_alone(model, targets, skip, among)
     if share < _WORTH_SAYING:
         return
     found = patterns_for(model, names)
@@ -55,7 +57,10 @@ def say_left_alone(
 
 
 def left_alone(
-    model: nn.Module, targets: Sequence[Target], skip: Pattern | Sequence[Pattern] | None = None
+    model: nn.Module,
+    targets: Sequence[Target],
+    skip: Pattern | Sequence[Pattern] | None = None,
+    among: Collection[str] | None = None,
 ) -> tuple[float, tuple[str, ...]]:
     """The share of a model's weights that belong to no layer and are not among the targets, and their names.
 
@@ -66,6 +71,7 @@ def left_alone(
         model: The model.
         targets: The weights that take part.
         skip: Patterns of what was left out on purpose.
+        among: The parameters that count; None means all.
     """
     try:
         layers = {target.name for target in select(model)}
@@ -82,6 +88,7 @@ def left_alone(
         name
         for name, value in named.items()
         if value.dim() > 1
+        and (among is None or name in among)
         and name not in layers | taken | adapters
         and "parametrizations." not in name
         and not name.endswith("weight_orig")

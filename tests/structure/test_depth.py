@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur.errors import PlanError
+from secateur.errors import NothingToDoError, PlanError
 from secateur.structure.cut.plan import ShrinkPlan
 from secateur.structure.depth.blocks import find_blocks
 from secateur.structure.depth.entries import name_after, name_before
@@ -593,3 +594,47 @@ def test_layers_of_an_encoder_with_a_padding_mask_are_removed_with_proof(pooled:
     with torch.no_grad():
         where = torch.ones(3, dtype=torch.bool) if pooled else tokens != 0
         assert torch.allclose(bypassed(tokens)[where], small.model(tokens)[where], atol=1e-5)
+
+
+class OfExperts(nn.Module):
+    """x + f(x), where f is a layer and three experts whose matrices are parameters of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+        self.up, self.down = nn.Parameter(torch.randn(3, 16, 8)), nn.Parameter(torch.randn(3, 8, 16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        count = x.shape[0]
+        ends = torch.tensor([count // 3, count // 2, count], dtype=torch.int32, device=x.device)
+        hidden = torch._grouped_mm(self.fc(x), self.up.transpose(1, 2), offs=ends).relu()
+        return x + torch._grouped_mm(hidden, self.down.transpose(1, 2), offs=ends)
+
+
+def test_blocks_of_experts_leave_whole() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(*(OfExperts() for _ in range(4)), nn.Linear(8, 3)).eval(), torch.randn(6, 8)
+    masks = sc.prune(model, "l2", "layer", 0.5, example=x)
+    assert sum(name.endswith("up") for name in masks) == 4
+    small = sc.shrink(model, masks, x)
+    assert small.proof.holds
+    assert len(small.model) == 3
+
+
+def test_channels_of_experts_that_are_left_alone_are_said() -> None:
+    torch.manual_seed(0)
+    fc = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    model, x = nn.Sequential(fc, OfExperts(), nn.Linear(8, 3)).eval(), torch.randn(6, 8)
+    with pytest.warns(UserWarning, match=r'prune: .* take no part.*parameters=\["\*\.up", "\*\.down"\]'):
+        sc.prune(model, "l2", "channel", 0.5, example=x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        taken = sc.PruneOptions(parameters=["*.up", "*.down"])
+        assert "1.up" in sc.prune(model, "l2", "channel", 0.5, example=x, options=taken)
+        sc.prune(fc, "l2", "channel", 0.5, example=x)
+
+
+def test_a_call_that_removes_no_block_says_which_cannot_be_removed() -> None:
+    model = nn.Sequential(Projected(), Projected(), Residual())
+    with pytest.raises(NothingToDoError, match=r"of 3 blocks 1 can be removed whole \(0: with zeros"):
+        sc.prune(model, "l2", "layer", 0.4, example=X)

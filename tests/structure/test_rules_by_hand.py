@@ -295,3 +295,40 @@ def test_a_table_of_positions_does_not_stop_the_channels_beside_it() -> None:
 
     torch.manual_seed(0)
     assert widths(Generated(), torch.randn(2, 3)) == [(20, 3), (2, 4)]
+
+
+class PositionBiases(nn.Module):
+    """Fused attention with biases of positions, a table with a column for each head, and a mask of the inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(6, 16, bias=False) for _ in range(3))
+        self.table, self.out = nn.Embedding(4, 4), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        q, k, v = (each(x).view(*x.shape[:2], -1, 4).transpose(1, 2) for each in (self.q, self.k, self.v))
+        places = torch.arange(x.shape[1])
+        bias = self.table((places[:, None] - places).abs().clamp(max=3)).permute(2, 0, 1)[None]
+        # Where a value is read the recording is of real tensors, with the fused operator as one.
+        if mask is not None and mask.any():
+            bias = bias + torch.where(mask[:, None, None], 0.0, -1e4)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_heads_leave_with_their_columns_of_a_table_of_positions(masked: bool) -> None:
+    """Whether or not the mask of the inputs is added to the biases: the fused operator takes both as its mask."""
+    torch.manual_seed(0)
+    model = PositionBiases().eval()
+    mask = torch.tensor([[True] * 5, [False] * 2 + [True] * 3])
+    example = (torch.randn(2, 5, 6), mask) if masked else (torch.randn(2, 5, 6),)
+    masks = sc.prune(model, "l1", "head", 0.5, example=example)
+    small = sc.shrink(model, masks, example)
+    assert small.proof.holds
+    assert tuple(small.model.q.weight.shape) == (8, 6)
+    assert tuple(small.model.table.weight.shape) == (4, 2)
+    longer = torch.randn(3, 11, 6), torch.arange(11) > torch.tensor([[0], [3], [7]])
+    with torch.no_grad():
+        expected = masks.apply(model)(*longer)
+        assert torch.allclose(small.model(*longer), expected, atol=1e-6)

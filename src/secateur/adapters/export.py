@@ -38,6 +38,7 @@ from secateur.adapters.free_axes import (
 from secateur.adapters.int8 import Int8Options, Int8Report, write_int8
 from secateur.adapters.int8_layers import as_products
 from secateur.adapters.onnx_model import extra_module, runs_attention
+from secateur.adapters.padding import padding_mask
 from secateur.adapters.programs import (
     ATTENTION,
     OnnxNames,
@@ -164,14 +165,15 @@ def export(
         axes = _axes(ready, given, dynamic_axes, long)
         wanted = _Wanted(target, given, tolerance, dynamic_axes, kind)
         if int8 is None:
-            error, free = _recorded(ready, scratch, wanted, axes, [(ready, None)])
+            found, free = _recorded(ready, scratch, wanted, axes, [(ready, None)])
+            error, more = found.error, found.notes
         else:
             forms = _int8_forms(ready, patches=isinstance(int8, str))
             _, free = _recorded(ready, scratch, wanted, axes, forms)
             in_floats = scratch.stat().st_size
             report = write_int8(ready, scratch, given, int8, int8_options or Int8Options())
-            kind, error = "onnx int8", report.error
-    size, notes = target.stat().st_size, _notes(ready, given, axes, free)
+            kind, error, more = "onnx int8", report.error, ()
+    size, notes = target.stat().st_size, (*_notes(ready, given, axes, free), *more)
     if report is not None and size > _HARDLY * in_floats:
         notes += (_not_smaller(size, in_floats, report),)
     return Exported(target, kind, size, error, notes, report)
@@ -239,7 +241,7 @@ def _recorded(
     wanted: _Wanted,
     axes: _Axes,
     forms: Sequence[tuple[nn.Module, int | None]],
-) -> tuple[float, tuple[FreeAxis, ...]]:
+) -> tuple[_Error, tuple[FreeAxis, ...]]:
     """Record a model in the first of some forms and with the most free axes that work, write its file in floats and
     compare it with the model itself; the error, and what is free.
 
@@ -307,12 +309,13 @@ def _for_runtime(model: nn.Module, wanted: _Wanted) -> Exported:
         _check_asked(model, example, axes, free)
         scratch = Path(folder) / target.name
         WRITERS[kind](program, scratch)
-        error = _checked(model, model_of_file(scratch), wanted, free)
+        found = _checked(model, model_of_file(scratch), wanted, free)
         files = sorted(Path(folder).iterdir(), key=lambda path: path == scratch)  # the named file last
         size = sum(path.stat().st_size for path in files)
         for path in files:
             atomic_write(target.with_name(path.name), path.read_bytes())
-    return Exported(target, kind, size, error, _notes(model, example, axes, free))
+    notes = (*_notes(model, example, axes, free), *found.notes)
+    return Exported(target, kind, size, found.error, notes)
 
 
 def _check_int8(target: Path, int8: Iterable[object] | str | None, options: Int8Options | None) -> None:
@@ -342,7 +345,7 @@ def _write_float(
     wanted: _Wanted,
     free: Sequence[FreeAxis],
     opset: int | None,
-) -> float:
+) -> _Error:
     """Write the program in floats and compare it; the error."""
     onnx = wanted.kind == "onnx"
     names = OnnxNames.of(model, wanted.example, free) if onnx else None
@@ -360,12 +363,36 @@ def _write_float(
     return _checked(model, peer, wanted, free)
 
 
+@dataclass(frozen=True)
+class _Error:
+    """How far a file is from the model: at all outputs that count, and at padding where that is further."""
+
+    error: float
+    padding: float | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to say of padding."""
+        if self.padding is None:
+            return ()
+        return (
+            "compared where the mask has tokens: at padding, on which no token depends, outputs differ by "
+            f"{self.padding:.2g} of the largest, as attention to nothing is undefined (PyTorch gives zeros, the "
+            "runtime a mean); read none",
+        )
+
+
 def _checked(
     model: nn.Module, program: Callable[..., object], wanted: _Wanted, free: Sequence[FreeAxis]
-) -> float:
+) -> _Error:
     """The error of a file's program; raises where it is beyond the tolerance."""
     try:
         error = program_error(model, program, wanted.example, free)
+        mask = None if error <= wanted.tolerance else padding_mask(model, wanted.example)
+        if mask is not None:
+            of_tokens = program_error(model, program, wanted.example, free, mask)
+            if of_tokens <= wanted.tolerance:
+                return _Error(of_tokens, error)
     except ProofError as problem:
         raise ProofError(f"{wanted.target}: {problem}; the file was not kept") from problem
     if not error <= wanted.tolerance:
@@ -373,7 +400,7 @@ def _checked(
             f"{wanted.target}: outputs differ from PyTorch's by {error:.3g} of the largest, and at most "
             f"{wanted.tolerance:g} is allowed; the file was not kept. {_nearer(model, wanted)}"
         )
-    return error
+    return _Error(error)
 
 
 def _nearer(model: nn.Module, wanted: _Wanted) -> str:

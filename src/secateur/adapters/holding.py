@@ -23,6 +23,7 @@ from torch import nn
 from secateur.core.atomic_files import atomic_write
 from secateur.core.masks import Masks
 from secateur.core.model_kinds import unwrapped
+from secateur.core.wrapped_layers import model_with, with_earlier_names
 from secateur.errors import OptionError, PlanError
 from secateur.pruning.hold import Held, hold
 from secateur.structure.cut.plan import ShrinkPlan
@@ -98,7 +99,7 @@ class MaskKeeper:
                 "the cut, which no checkpoint of the cut model fits; cut the new model first: plan.apply_(model)"
             )
         if self.masks is not None:
-            self.masks.check(whole)
+            self.masks.check(whole, wrapped=True)
 
     def names_known(self, model: nn.Module) -> bool:
         """Whether a model has all the tensors that masks and plan name: one that makes its layers later has not.
@@ -107,7 +108,8 @@ class MaskKeeper:
             model: The model.
         """
         whole = unwrapped(model)
-        names = {name for name, _ in (*whole.named_parameters(), *whole.named_buffers())}
+        whole = model_with(whole, self.masks or ())
+        names = set(with_earlier_names(dict((*whole.named_parameters(), *whole.named_buffers()))))
         return names.issuperset([*(self.masks or ()), *(self.plan.keep if self.plan is not None else ())])
 
     def start(self, model: nn.Module, optimizer: object = None) -> None:

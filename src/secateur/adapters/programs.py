@@ -13,7 +13,7 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 from secateur.adapters.free_axes import FreeAxis, axes_of, has_length, larger, resized, runs
 from secateur.adapters.onnx_model import OnnxModel, extra_module
 from secateur.adapters.onnx_names import name_axes, name_outputs, output_names
+from secateur.adapters.padding import at_tokens, with_tokens
 from secateur.adapters.recurrent import whole_recurrent
 from secateur.core.nested import map_tensors, tensors_in
 from secateur.core.out_of_memory import raise_if_out_of_memory
@@ -178,10 +179,14 @@ def _joined(
     if len(shapes) != count:
         return wanted
     found: list[tuple[set[str], FreeAxis]] = []
+    tried: dict[str, int] = {}
     for each in wanted:
         sizes: list[Any] = [shapes[which][axis] for which, axis in each.places]
         if any(isinstance(size, int) for size in sizes):
             continue  # the model's code needs it
+        # A mask that is true everywhere may have another length in PyTorch, which leaves it out; in the program not.
+        same = tuple(tried.setdefault(str(size.node.expr), other) for size, other in zip(sizes, each.sizes))
+        each = replace(each, sizes=same)
         symbols = {str(symbol) for size in sizes for symbol in size.node.expr.free_symbols}
         first = next(
             (place for place, (known, one) in enumerate(found) if known & symbols and one.name != "batch"),
@@ -312,7 +317,11 @@ def load_program(path: Path, onnx: bool) -> Callable[..., object]:
 
 
 def program_error(
-    model: nn.Module, program: Callable[..., object], example: Example, free: Sequence[FreeAxis]
+    model: nn.Module,
+    program: Callable[..., object],
+    example: Example,
+    free: Sequence[FreeAxis],
+    mask: int | None = None,
 ) -> float:
     """The largest difference from the model's outputs, over the largest output.
 
@@ -321,6 +330,7 @@ def program_error(
         program: The file's program.
         example: What both are called with.
         free: The axes that are free: a larger batch, other sizes are then compared as well.
+        mask: The input that says where tokens are, by its position: outputs at padding are then left out.
 
     Raises:
         ProofError: The outputs have other shapes, or the file does not run.
@@ -330,7 +340,7 @@ def program_error(
     for axis in free:
         inputs.append(larger(example, generator) if axis.name == "batch" else axis.other(example))
     worst = 0.0
-    for one in inputs:
+    for one in inputs if mask is None else [with_tokens(each, mask) for each in inputs]:
         expected = tensors_in(call(model, one))
         try:
             found = call(program, one)
@@ -341,7 +351,11 @@ def program_error(
             raise ProofError(
                 f"the file does not run on inputs of the shapes {describe(one)} ({first_line(error)})"
             ) from error
-        worst = max(worst, largest_difference(expected, tensors_in(found)))
+        given = tensors_in(found)
+        if mask is not None and [each.shape for each in expected] == [each.shape for each in given]:
+            held = tensors_in(one)[mask].bool()
+            expected, given = ([at_tokens(each, held) for each in side] for side in (expected, given))
+        worst = max(worst, largest_difference(expected, given))
     return worst
 
 

@@ -11,13 +11,14 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import nn
 
 from secateur.core.parameters import parameters_of
 from secateur.core.targets import Pattern, Target, matches, patterns_of, select
 from secateur.core.user_warnings import warn
+from secateur.core.wrapped_layers import adapters_of
 from secateur.errors import NothingToDoError
 
 __all__ = ["left_alone", "patterns_for", "say_left_alone"]
@@ -32,6 +33,7 @@ def say_left_alone(
     targets: Sequence[Target],
     skip: Pattern | Sequence[Pattern] | None = None,
     how: str = "",
+    among: Collection[str] | None = None,
 ) -> None:
     """Warn where a twentieth of the weights or more belongs to no layer and takes no part.
 
@@ -41,8 +43,9 @@ def say_left_alone(
         targets: The weights that take part.
         skip: Patterns of the layers that the user left out.
         how: Where `parameters` are given; the list of them follows.
+        among: The parameters that can take part; None means all.
     """
-    share, names = left_alone(model, targets, skip)
+    share, names = left_alone(model, targets, skip, among)
     if share < _WORTH_SAYING:
         return
     found = patterns_for(model, names)
@@ -54,16 +57,21 @@ def say_left_alone(
 
 
 def left_alone(
-    model: nn.Module, targets: Sequence[Target], skip: Pattern | Sequence[Pattern] | None = None
+    model: nn.Module,
+    targets: Sequence[Target],
+    skip: Pattern | Sequence[Pattern] | None = None,
+    among: Collection[str] | None = None,
 ) -> tuple[float, tuple[str, ...]]:
     """The share of a model's weights that belong to no layer and are not among the targets, and their names.
 
-    Weights that a parametrization computes others from do not count: those have a message of their own.
+    Weights that a parametrization computes others from do not count: those have a message of their own. Nor do adapters
+    that were added to a layer, as LoRA's.
 
     Args:
         model: The model.
         targets: The weights that take part.
         skip: Patterns of what was left out on purpose.
+        among: The parameters that count; None means all.
     """
     try:
         layers = {target.name for target in select(model)}
@@ -74,13 +82,14 @@ def left_alone(
         dict(model.named_modules()),
         patterns_of(skip),
     )
-    named = dict(model.named_parameters())
+    named, adapters = dict(model.named_parameters()), adapters_of(model)
     whole = sum(value.numel() for value in named.values())
     names = tuple(
         name
         for name, value in named.items()
         if value.dim() > 1
-        and name not in layers | taken
+        and (among is None or name in among)
+        and name not in layers | taken | adapters
         and "parametrizations." not in name
         and not name.endswith("weight_orig")
         and not any(

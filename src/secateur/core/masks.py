@@ -29,6 +29,7 @@ from secateur.core.missing_files import missing
 from secateur.core.model_kinds import module_of, unwrapped
 from secateur.core.parameters import parameters_of
 from secateur.core.safetensors_header import open_header
+from secateur.core.wrapped_layers import model_with, with_earlier_names
 from secateur.errors import (
     FormatError,
     MaskMismatchError,
@@ -171,13 +172,20 @@ class Masks(Mapping[str, torch.Tensor]):
         return whole.hexdigest()
 
     # -- the model they belong to ----------------------------------------------------------------------------
-    def check(self, model: nn.Module) -> None:
+    def check(self, model: nn.Module, *, wrapped: bool = False) -> None:
         """Raise a `MaskMismatchError` unless every mask fits a parameter of the model by name and shape.
 
         Devices need not agree: a mask follows its parameter.
+
+        Args:
+            model: The model.
+            wrapped: Whether names from before layers were wrapped count, as `hold` takes them for models of PEFT.
         """
         model = module_of(model)
-        self._check(model, self._parameters_of(model))
+        if wrapped:
+            self._check(model, with_earlier_names(parameters_of(model_with(model, self))))
+        else:
+            self._check(model, self._parameters_of(model))
 
     def _check(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
         for name in self:
@@ -187,6 +195,12 @@ class Masks(Mapping[str, torch.Tensor]):
                         f"mask of {name!r}: the model holds torch.nn.utils.prune's {name}_orig instead; "
                         "read it with Masks.from_torch_prune(model), or make it permanent with "
                         "torch.nn.utils.prune.remove"
+                    )
+                if name in with_earlier_names(parameters):
+                    raise MaskMismatchError(
+                        f"mask of {name!r}: {type(model).__name__} has this layer wrapped, as LoRA of PEFT does; only "
+                        "sc.hold takes masks from before that. For the rest take the model as it was, or merge the "
+                        "adapters into it first (merge_and_unload)"
                     )
                 raise MaskMismatchError(
                     f"mask of {name!r}: {type(model).__name__} has no such parameter; "

@@ -23,6 +23,7 @@ from torch import nn
 
 from secateur.core.model_kinds import module_of
 from secateur.core.parameters import parameters_of
+from secateur.core.wrapped_layers import adapters_of
 from secateur.errors import NothingToDoError, OptionError, PatternError, UnknownNameError, near
 
 __all__ = ["Pattern", "StatedLayer", "Target", "matches", "patterns_of", "select", "stated_layer"]
@@ -182,8 +183,9 @@ def select(
     """The weights that a call prunes, in the model's own order.
 
     By default the weight of every convolution, transposed convolution, linear and embedding layer, and of layers of
-    other libraries that state their widths as these do (see `stated_layer`); `only` narrows, `skip` takes away,
-    `parameters` adds bare parameters (or biases, or norm weights) by name. A weight shared by two layers appears once,
+    other libraries that state their widths as these do (see `stated_layer`); adapters that were added to a layer, as
+    LoRA's, are left out. `only` narrows, `skip` takes away, `parameters` adds bare parameters (or biases, norm
+    weights, adapters) by name. A weight shared by two layers appears once,
     under its first name; a pattern that matches either layer matches it. A pattern that matches nothing is an error,
     and so is an empty result, or a list of no pattern.
 
@@ -227,7 +229,7 @@ class _Matched:
     """Which patterns match a parameter under any of its names; `used` holds those that matched a candidate."""
 
     def __init__(self, model: nn.Module):
-        self.modules = dict(model.named_modules())
+        self.model, self.modules = model, dict(model.named_modules())
         self.used: set[Pattern] = set()
         self._names: dict[int, list[str]] = {}
         self._first: dict[str, list[str]] = {}
@@ -255,10 +257,10 @@ class _Matched:
 
 def _candidates(matched: _Matched, extra: tuple[Pattern, ...]) -> list[Target]:
     """Every weight that is pruned by default, and the parameters named by `extra`, in the model's order."""
-    found = []
+    found, adapters = [], adapters_of(matched.model)
     for name, parameter in matched.parameters.items():
         layer, _, leaf = name.rpartition(".")
-        known = _kind(matched.modules[layer]) if leaf == "weight" else None
+        known = _kind(matched.modules[layer]) if leaf == "weight" and name not in adapters else None
         asked = matched.named(extra, name)
         if known is None and not asked:
             continue

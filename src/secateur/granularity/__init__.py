@@ -57,6 +57,25 @@ class Granularity(ABC):
         """
         return ()
 
+    def left_out(self, model: nn.Module, targets: Sequence[Target], context: Context) -> tuple[str, ...]:
+        """Parameters that this granularity could cut, of no layer, which the targets do not name.
+
+        Args:
+            model: The model.
+            targets: The weights that take part.
+            context: Has the example that the forward is followed on.
+        """
+        return ()
+
+    def held_back(self, model: nn.Module, context: Context) -> str:
+        """What cannot be removed, and why, as part of the error of a call that removes nothing; empty for nothing.
+
+        Args:
+            model: The model.
+            context: Has the example that the forward is followed on.
+        """
+        return ""
+
 
 @dataclass(frozen=True)
 class Mixed(Granularity):
@@ -71,6 +90,15 @@ class Mixed(Granularity):
     def own_weights(self, model: nn.Module, context: Context) -> tuple[str, ...]:
         """Those that any of the granularities names."""
         return tuple(dict.fromkeys(name for part in self.parts for name in part.own_weights(model, context)))
+
+    def left_out(self, model: nn.Module, targets: Sequence[Target], context: Context) -> tuple[str, ...]:
+        """Those that any of the granularities leaves out."""
+        found = (name for part in self.parts for name in part.left_out(model, targets, context))
+        return tuple(dict.fromkeys(found))
+
+    def held_back(self, model: nn.Module, context: Context) -> str:
+        """What each of the granularities cannot remove."""
+        return "; ".join(filter(None, (part.held_back(model, context) for part in self.parts)))
 
     def units(self, model: nn.Module, targets: Sequence[Target], context: Context) -> tuple[Units, ...]:
         """The lists of all granularities; a list that two of them give is taken once."""

@@ -12,6 +12,7 @@ from torch import nn
 from secateur.core.context import Context
 from secateur.core.targets import Target, select
 from secateur.core.units import AxisMember, Units
+from secateur.core.wrapped_layers import adapters_of
 from secateur.errors import DataError, NothingToDoError, OptionError
 from secateur.execution.example import first_example
 from secateur.granularity import Granularity
@@ -59,6 +60,22 @@ class Channel(Granularity):
         """Weights that a module keeps as parameters of its own."""
         return weights_beside_layers(model, context, self.across_norm, which=self._which)
 
+    def left_out(self, model: nn.Module, targets: Sequence[Target], context: Context) -> tuple[str, ...]:
+        """Matrices that can be cut and are parameters of a module of its own, such as those of experts."""
+        found = structure_of(model, context, self.across_norm, which=self._which)
+        aliases, added = found.trace.aliases, adapters_of(model)
+        names = {aliases.get(target.name, target.name) for target in targets}
+        bare = {
+            slot.name
+            for group in found.groups
+            if group.count > 1
+            and _CHOICES[self._which](group)
+            and not any(s.name in names for s in group.slots)
+            for slot in group.slots
+            if found.trace.parameters[slot.name].role == "parameter"
+        }
+        return tuple(name for name in found.trace.parameters if name in bare and name not in added)
+
     def units(self, model: nn.Module, targets: Sequence[Target], context: Context) -> tuple[Units, ...]:
         """One list per group of channels that choose together."""
         which = self._which
@@ -105,7 +122,7 @@ def weights_beside_layers(
     """
     found = structure_of(model, context, across_norm, sizes, which)
     groups = [group for group in found.groups if _CHOICES[which](group)]
-    own = own_weights(found, groups, layer_names(found, model))
+    own = own_weights(found, groups, layer_names(found, model), adapters_of(model))
     return tuple(name for name in found.trace.parameters if name in own)
 
 

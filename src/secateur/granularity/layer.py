@@ -44,6 +44,15 @@ class Layer(Granularity):
             if name not in known and model.get_parameter(name).dim() > 1
         )
 
+    def held_back(self, model: nn.Module, context: Context) -> str:
+        """The blocks that cannot be removed, and why."""
+        found = blocks_of(model, context)
+        if not found.refused:
+            return ""
+        count = len(found.found)
+        why = "; ".join(f"{each.path}: {each.reason}" for each in found.refused[:3])
+        return f"of {count + len(found.refused)} blocks {count} can be removed whole ({why})"
+
     def units(self, model: nn.Module, targets: Sequence[Target], context: Context) -> tuple[Units, ...]:
         """One list of all blocks that the targets allow."""
         found = blocks_of(model, context)

@@ -43,15 +43,15 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from secateur.core.interrupts import InterruptsDeferred, uninterrupted
 from secateur.core.masks import Masks, as_masks
-from secateur.core.model_kinds import module_of
+from secateur.core.model_kinds import module_of, unwrapped
+from secateur.core.parameters import parameters_of
 from secateur.core.user_warnings import warn
+from secateur.core.wrapped_layers import model_with, with_earlier_names
 from secateur.errors import MaskMismatchError, OptionError
 from secateur.execution.verb import verb
 from secateur.pruning.zeroing import Pruned, ZeroingBatch, sharded_like
 
 __all__ = ["Held", "hold"]
-
-_WRAPPERS = ("module", "_orig_mod")  # DistributedDataParallel and AveragedModel; torch.compile
 
 
 @uninterrupted
@@ -66,7 +66,8 @@ def hold(
 
     Args:
         model: The model; it may be wrapped by DistributedDataParallel, accelerate or torch.compile, or sharded by
-            fully_shard (FSDP2): then each process holds its part of every mask.
+            fully_shard (FSDP2): then each process holds its part of every mask. Its layers may be wrapped by adapters,
+            as LoRA of PEFT does, after the masks were made: `q_proj.weight` is found as `q_proj.base_layer.weight`.
         masks: The masks, by the names of the parameters.
         optimizer: Checked at once to train the masked weights: one made before the model was copied or shrunk would
             retrain nothing. Without it, every torch optimizer that steps these weights is followed anyway.
@@ -108,7 +109,11 @@ class Held:
         copies: nn.Module | Iterable[nn.Module] = (),
     ):
         self.masks = as_masks(masks)
-        self.model = _inner(module_of(model), self.masks)
+        outer = module_of(model)
+        self.model = _inner(outer, self.masks)
+        beside = outer is not self.model and unwrapped(outer) is not self.model
+        self.called = (self.model, outer) if beside else (self.model,)
+        """The model, and the one around it that calls the model's forward past its hooks, as PEFT's does."""
         self.copies = [
             _inner(copy, self.masks) for copy in ([copies] if isinstance(copies, nn.Module) else copies)
         ]
@@ -194,7 +199,7 @@ class Held:
             raise OptionError("this hold was closed; start a new one with sc.hold(model, masks, optimizer)")
         new = masks if isinstance(masks, Masks) else Masks(masks)
         for model in (self.model, *self.copies):
-            new.check(model)
+            new.check(model, wrapped=True)
         self.masks = Masks({**self.masks, **new})
         for weight in self._weights:
             weight.unhook()
@@ -235,8 +240,8 @@ class Held:
         """One `Pruned` for each parameter object, however many names it has."""
         found: dict[int, Pruned] = {}
         for model in (self.model, *self.copies):
-            self.masks.check(model)
-            parameters = dict(model.named_parameters(remove_duplicate=False))
+            self.masks.check(model, wrapped=True)
+            parameters = with_earlier_names(parameters_of(model))
             for name, mask in self.masks.items():
                 parameter = parameters[name]
                 removed = sharded_like(parameter, ~mask.to(parameter.device))
@@ -254,6 +259,7 @@ class Held:
             self._handles.append(register_optimizer_step_post_hook(_Hook(self, "_after_step")))
             for model in (self.model, *self.copies):
                 self._handles.append(model.register_load_state_dict_post_hook(_Hook(self, "_after_load")))
+            for model in (*self.called, *self.copies):
                 self._handles.append(model.register_forward_pre_hook(_Hook(self, "_before_forward")))
             self._hook()
             self.apply()
@@ -361,7 +367,7 @@ class _Hook:
         held = self.held
         subject = args[0]
         if isinstance(subject, nn.Module) and (
-            held is None or not any(subject is model for model in (held.model, *held.copies))
+            held is None or not any(subject is model for model in (*held.called, *held.copies))
         ):
             for hooks in (subject._forward_pre_hooks, subject._load_state_dict_post_hooks):
                 for key in [key for key, hook in hooks.items() if hook is self]:
@@ -377,20 +383,9 @@ class _Hook:
 
 
 def _inner(model: nn.Module, masks: Masks) -> nn.Module:
-    """The model that the masks are for: the given one, or the one inside DDP, AveragedModel or torch.compile."""
-    inner = model
-    while True:
-        names = {name for name, _ in inner.named_parameters(remove_duplicate=False)}
-        if any(name in names for name in masks):
-            break
-        inside = next(
-            (getattr(inner, w) for w in _WRAPPERS if isinstance(getattr(inner, w, None), nn.Module)), None
-        )
-        if inside is None:
-            inner = model
-            break
-        inner = inside
-    masks.check(inner)
+    """The model that the masks are for: the given one, or the one inside DDP, torch.compile or PEFT's model."""
+    inner = model_with(model, masks)
+    masks.check(inner, wrapped=True)
     return inner
 
 
@@ -414,7 +409,9 @@ def _check_optimizer(optimizer: object, model: nn.Module, masked: list[torch.Ten
     own = {id(parameter) for parameter in model.parameters()}
     kind, name = type(optimizer).__name__, type(model).__name__
     missing = [p for p in masked if id(p) not in given and p.requires_grad]
-    if not any(id(parameter) in given for parameter in masked):
+    trained = any(id(parameter) in given for parameter in masked)
+    beside = bool(given & own) and not any(parameter.requires_grad for parameter in masked)  # adapters alone
+    if not (trained or beside):
         raise MaskMismatchError(
             f"optimizer: {kind} holds none of the {len(masked)} masked tensors of {name} "
             f"({len(given & own)} of its {len(given)} tensors are this model's), so it would train nothing "

@@ -141,10 +141,11 @@ def prune(
     _check_blocks(rules_of(scorers, grain))
     of_layers = any(rule.of_layers for rule in rules)
     targets = targets_of(model, grain, context, asked.only, skip, asked.parameters, of_layers)
-    if asked.only is None and asked.parameters is None and not _follows(grain):
+    if asked.only is None and asked.parameters is None:
         how = "a criterion of single weights, such as 'magnitude', and " if of_layers else ""
         how += "options=sc.PruneOptions("
-        say_left_alone("prune", model, targets, skip, how)
+        among = grain.left_out(model, targets, context) if _follows(grain) else None
+        say_left_alone("prune", model, targets, skip, how, among)
     _check_loaded(model, targets)
     found = _checked_masks(asked.masks, model)
     rounds = _rounds(rules, final, asked, data)
@@ -155,7 +156,7 @@ def prune(
         chosen = step.choose(selection_of(scored, asked.at_least, asked.at_most))
         found = masks_of(model, scored.units, chosen, scored.start)
     assert found is not None
-    _check_removes(found, final, grain, model)
+    _check_removes(found, final, grain, model, context)
     if not asked.allow_collapse:
         raise_if_disconnected(
             model, found, example if example is not None else _first_input(model, data, loss)
@@ -180,12 +181,15 @@ def _check_blocks(pairs: Iterable[tuple[Criterion, Granularity]]) -> None:
             )
 
 
-def _check_removes(masks: Masks, budget: Budget, granularity: Granularity, model: nn.Module) -> None:
+def _check_removes(
+    masks: Masks, budget: Budget, granularity: Granularity, model: nn.Module, context: Context
+) -> None:
     """Raise where the masks keep every weight."""
     if all(count_true(mask) == mask.numel() for mask in masks.values()):
+        held = granularity.held_back(model, context)
         raise NothingToDoError(
             f"{budget} with granularity {granularity} removes nothing from {type(model).__name__}: ask for a "
-            "larger share, or lower the floors (at_least, at_most)"
+            "larger share, or lower the floors (at_least, at_most)" + (f"; {held}" if held else "")
         )
 
 

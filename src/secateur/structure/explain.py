@@ -8,6 +8,7 @@ import numpy as np
 from torch import nn
 
 from secateur.core.targets import select
+from secateur.core.wrapped_layers import adapters_of
 from secateur.errors import NothingToDoError, OptionError
 from secateur.structure.depth.blocks import NORMALISED, find_blocks
 from secateur.structure.explanation import Explanation, GroupRow, LayerRow, LockRow
@@ -21,7 +22,7 @@ __all__ = ["cut_by_default", "default_names", "explained", "layer_names", "layer
 def default_names(structure: Structure, model: nn.Module) -> frozenset[str]:
     """The parameters that a call of `prune` which names none would cut, tied ones under their first name."""
     names = layer_names(structure, model)
-    return names | own_weights(structure, structure.groups, names)
+    return names | own_weights(structure, structure.groups, names, adapters_of(model))
 
 
 def layer_names(structure: Structure, model: nn.Module) -> frozenset[str]:
@@ -34,7 +35,9 @@ def layer_names(structure: Structure, model: nn.Module) -> frozenset[str]:
     return frozenset(aliases.get(target.name, target.name) for target in targets)
 
 
-def own_weights(structure: Structure, groups: Iterable[Group], names: Collection[str]) -> frozenset[str]:
+def own_weights(
+    structure: Structure, groups: Iterable[Group], names: Collection[str], adapters: Collection[str] = ()
+) -> frozenset[str]:
     """The parameters that products and convolutions take as weights, in groups that no known layer is part of.
 
     So a module's own parameter is pruned like a layer's weight: by the operator that uses it.
@@ -43,13 +46,15 @@ def own_weights(structure: Structure, groups: Iterable[Group], names: Collection
         structure: The structure of the model.
         groups: The groups to consider.
         names: The weights of known layers.
+        adapters: Parameters that were added to layers, which are left out.
     """
     return frozenset(
         slot.name
         for group in groups
         if group.count > 1 and not any(slot.name in names for slot in group.slots)
         for slot in group.slots
-        if slot.name in structure.weights or (slot.role == "out" and _by_scale(structure, group))
+        if slot.name not in adapters
+        and (slot.name in structure.weights or (slot.role == "out" and _by_scale(structure, group)))
     )
 
 

@@ -104,6 +104,8 @@ _MOVES = VIEWS | {
     "glu",
 }
 _PRODUCTS = frozenset({"mul", "mm", "bmm", "mv", "dot", "vdot", "logical_and"})
+_GROUPED = frozenset({"_grouped_mm", "grouped_mm", "transformers::grouped_mm_fallback"})
+"""Rows in runs, each times the matrix of its expert, and a bias."""
 _ADDED_PRODUCTS = frozenset({"addmm", "addmv", "baddbmm", "_addmm_activation"})
 _LAYERS = frozenset({"linear", "convolution", "_convolution", "mkldnn_convolution"})
 _CLAMPS = frozenset({"hardtanh", "clamp", "clamp_min", "clamp_max"})
@@ -136,6 +138,8 @@ def gives_zero(op: Op, zero: IsZero) -> bool:
         return any(is_zero(arg) for arg in args)
     if name in _ADDED_PRODUCTS:
         return is_zero(args[0]) and (is_zero(args[1]) or is_zero(args[2]))
+    if name in _GROUPED:
+        return (is_zero(args[0]) or is_zero(args[1])) and none_or_zero(op.arg(3, "bias"))
     if name in _LAYERS:
         return (is_zero(args[0]) or is_zero(args[1])) and none_or_zero(op.arg(2, "bias"))
     if name in FUSED or name in ("_scaled_dot_product_attention_math", "scaled_dot_product_attention"):
@@ -150,7 +154,11 @@ def gives_zero(op: Op, zero: IsZero) -> bool:
 
 # The arguments that must all be 0, of operators whose result is then 0.
 _ALL_ZERO = {name: slice(0, 2) for name in ("add", "sub", "rsub", "maximum", "minimum")} | {
-    "where": slice(1, 3)
+    "where": slice(1, 3),
+    "index_add": slice(0, 4, 3),
+    "index_copy": slice(0, 4, 3),
+    "scatter_add": slice(0, 4, 3),
+    "index_put": slice(0, 3, 2),
 }
 
 
@@ -162,7 +170,7 @@ def _elementwise_zero(op: Op, name: str, is_zero: Callable[[object], bool]) -> b
     if name == "div":
         return is_zero(args[0]) and not is_zero(args[1])
     if name in ("cat", "stack"):
-        return bool(args[0]) and all(is_zero(part) for part in args[0])
+        return bool(args[0]) and all(is_zero(part) for part in args[0] if part.shape != (0,))
     if name == "copy":
         return is_zero(args[1])
     if name == "constant_pad_nd":

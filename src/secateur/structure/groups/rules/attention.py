@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from secateur.execution.operator_costs import FUSED_ATTENTION
 from secateur.structure.groups.labels import Field, Layout, squeezed
-from secateur.structure.groups.layout import drop_axes
+from secateur.structure.groups.layout import drop_axes, merge
 from secateur.structure.groups.rules import Follower, rule
 from secateur.structure.groups.rules.linear import note_heads, note_met, product
 from secateur.structure.trace.trace import Op, TensorRef
@@ -22,9 +24,6 @@ def attention(f: Follower, op: Op) -> list[Layout]:
     q, k, v = op.args[:3]
     results = op.results()
     layouts = [f.of(ref) for ref in (q, k, v)]
-    mask = op.kwargs.get("attn_mask") or op.kwargs.get("attn_bias")
-    if isinstance(mask, TensorRef):
-        f.lock_all([mask], "used as an attention mask")
     heads_q, heads_k = q.shape[-3], k.shape[-3]
     if heads_q != heads_k:
         layouts[1:] = [_repeated(f, layout, heads_q // heads_k) for layout in layouts[1:]]
@@ -38,13 +37,26 @@ def attention(f: Follower, op: Op) -> list[Layout]:
     scores = product(
         f, layouts[0], (*axes, lead, lead + 2), layouts[1], (*axes, lead + 1, lead + 2), (*batch, n, m, d)
     )
+    scores = _masked(f, op, scores)
     scores = drop_axes(f.labels, scores, [-1], "softmax along the axis", keep=True)
-    scores = Layout((*batch, n, m), scores.fields)
+    scores = Layout((*batch, n, m), tuple(replace(field, zero=False) for field in scores.fields))
     out = product(
         f, scores, (*axes, lead, lead + 2), layouts[2], (*axes, lead + 2, lead + 1), (*batch, n, e, m)
     )
     note_heads(f, out, axes)
     return [out, *(Layout(ref.shape) for ref in results[1:])]
+
+
+def _masked(f: Follower, op: Op, scores: Layout) -> Layout:
+    """The scores with the mask added: where the mask has heads of its own, such as biases of positions made of a table
+    with a column for each head, they go with the heads of the scores.
+    """
+    mask = op.kwargs.get("attn_mask") or op.kwargs.get("attn_bias") or op.arg(3, "attn_mask")
+    if not isinstance(mask, TensorRef):
+        return scores
+    rank = len(scores.shape)
+    operands = [(scores, range(rank)), (f.of(mask), range(rank - len(mask.shape), rank))]
+    return merge(f.labels, scores.shape, operands)
 
 
 def _as_wide(f: Follower, layouts: list[Layout], axis: int) -> Layout:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -38,6 +40,22 @@ def test_a_file_takes_sequences_of_any_length(kind, batch_first, ending, tmp_pat
         x = torch.randn(shape)
         with torch.no_grad():
             assert torch.allclose(written(x), model(x), atol=1e-6), shape
+
+
+def test_another_thread_records_as_always():
+    """What it decomposes into does the layer's work, and is not empty memory."""
+    found = []
+
+    def record():
+        program = torch.export.export(nn.LSTM(4, 8).eval(), (torch.zeros(5, 2, 4),), strict=False)
+        targets = {str(node.target) for node in program.run_decompositions().graph.nodes}
+        found.append(any("tanh" in each or "lstm" in each for each in targets))
+
+    with whole_recurrent():
+        other = threading.Thread(target=record)
+        other.start()
+        other.join()
+    assert found == [True]
 
 
 def test_nothing_stays_changed_even_after_an_error():

@@ -100,6 +100,14 @@ def test_the_models_of_a_front_are_written(secateur, recipe):
         folder = Path("front", f"trial-{row['trial_number']}")
         assert {"model.safetensors", "masks.safetensors"} <= {path.name for path in folder.iterdir()}
         assert f"{row['trial_number']}  " in out
+    gone = rows[0]["trial_number"]
+    again = ("--over", "prune.budget=0.1:0.6", "--maximize", "sparsity", "--trials", "2", "--out", "front")
+    code, out, err = secateur(
+        "search", recipe, "--allow-code", "--set", "prune2.budget=0.7", *again, "-q", "--json"
+    )
+    assert code == 0, err  # another recipe: what the store does not hold is named, and the result printed
+    assert json.loads(out)["front"][0]["trial_number"] == gone
+    assert f"trial {gone} is not written" in err
 
 
 def test_a_limit_that_does_not_hold_fails_the_build(secateur, recipe):
@@ -111,6 +119,11 @@ def test_a_limit_that_does_not_hold_fails_the_build(secateur, recipe):
     assert "a limit does not hold: end.sparsity: at most 0.7 is required, got 0.75" in err
     assert json.loads(out)["run"] == 2  # the results are there all the same
     code, _, err = secateur(*words, "--require", "sparsity>0.7")
+    assert code == 2
+    assert "expected NAME>=NUMBER" in err
+    code, _, err = secateur(
+        "compare", recipe, "--methods", "l1,random", "--dry-run", "--allow-code", "--require", "sparsity>1"
+    )
     assert code == 2
     assert "expected NAME>=NUMBER" in err
     Path("limited.toml").write_text('require = ["end.sparsity <= 0.7"]\n' + Path(recipe).read_text())

@@ -61,7 +61,7 @@ def test_a_limit_of_nothing_is_refused(text, message):
     with pytest.raises(OptionError, match=message):
         unmet([Requirement.of(text)], ROWS)
     with pytest.raises(OptionError, match="nothing was measured"):
-        Requirement.of("accuracy>=0.5").fails([])
+        unmet([Requirement.of("accuracy>=0.5")], [])
 
 
 def test_a_recipe_holds_limits_and_refuses_others_when_it_is_read():
@@ -73,9 +73,24 @@ def test_a_recipe_holds_limits_and_refuses_others_when_it_is_read():
         Recipe.of({**table, "require": ["accuracy > 0.5"]})
 
 
-def test_true_is_no_number_of_a_recipe():
-    with pytest.raises(RecipeError, match="epochs: expected a number, got true"):
-        Recipe.of({"step": [{"kind": "train", "epochs": True}]})
+def test_labels_and_names_may_have_spaces_and_signs():
+    limit = Requirement.of("my step.mAP@50 >= 0.5")
+    assert (limit.variant, limit.name, limit.limit) == ("my step", "mAP@50", 0.5)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"kind": "train", "epochs": True},
+        {"kind": "measure", "batch": True},
+        {"kind": "measure", "batch": [1, True]},
+        {"kind": "prune", "budget": True},
+    ],
+)
+def test_true_is_no_number_of_a_recipe(table):
+    with pytest.raises(RecipeError, match="expected a number, got true"):
+        Recipe.of({"step": [table]})
+    assert Recipe.of({"step": [{"kind": "measure", "bias": True}]}).steps[0].bias is True
 
 
 def test_a_range_without_a_step_is_no_word():

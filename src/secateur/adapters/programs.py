@@ -258,7 +258,7 @@ def write_program(
         with quiet(), path.open("wb") as file:  # a path would give its name to the archive's own folder
             torch.export.save(program, file)
         return
-    with quiet(), whole_recurrent():
+    with quiet(), whole_recurrent() if _writes_recurrent() else contextlib.nullcontext():
         try:
             found = torch.onnx.export(program, dynamo=True, verbose=False, opset_version=opset)
         except Exception as error:  # the exporter raises what its passes lead to
@@ -269,6 +269,12 @@ def write_program(
         found.save(str(path), external_data=False)
         if names is not None:
             _name(path, names)
+
+
+def _writes_recurrent() -> bool:
+    """Whether the exporter that is installed writes recurrent layers as operators of ONNX; older ones unroll them."""
+    operators = extra_module("onnxscript.function_libs.torch_lib.ops.core")
+    return all(hasattr(operators, f"aten_{name}") for name in ("lstm", "gru"))
 
 
 def _strip(model: onnx_ir.Model) -> None:

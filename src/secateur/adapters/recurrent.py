@@ -14,6 +14,7 @@ torch.Size([2, 9, 8])
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -46,16 +47,33 @@ _SHAPES: dict[str, _Shapes] = {"lstm": _lstm, "gru": _gru}
 
 @contextlib.contextmanager
 def whole_recurrent() -> Iterator[None]:
-    """While it lasts, recording takes the shapes of recurrent layers from their sizes; eager calls are as always."""
-    with contextlib.ExitStack() as undo:
+    """While it lasts, recording takes the shapes of recurrent layers from their sizes; eager calls are as always, and
+    so is what other threads record. A second thread waits.
+    """
+    with _one_thread, contextlib.ExitStack() as undo:
         for name, shapes in _SHAPES.items():
             operator = getattr(torch.ops.aten, name).input
-            undo.callback(_put, operator, dict(operator.py_kernels))
-            _put(operator, dict.fromkeys(operator.py_kernels, shapes))  # asked when the model is recorded
+            known = dict(operator.py_kernels)
+            undo.callback(_put, operator, known)
+            # asked when the model is recorded
+            _put(operator, {key: _here(shapes, kernel) for key, kernel in known.items()})
             if operator in decomposition_table:  # asked when an exporter goes through the recording
                 undo.callback(decomposition_table.__setitem__, operator, decomposition_table[operator])
-                decomposition_table[operator] = shapes
+                decomposition_table[operator] = _here(shapes, decomposition_table[operator])
         yield
+
+
+_one_thread = threading.RLock()
+
+
+def _here(shapes: _Shapes, elsewhere: Callable[..., Any]) -> Callable[..., Any]:
+    """The first function in this thread, the other one in all others."""
+    me = threading.get_ident()
+
+    def chosen(*args: Any, **kwargs: Any) -> Any:
+        return (shapes if threading.get_ident() == me else elsewhere)(*args, **kwargs)
+
+    return chosen
 
 
 def _put(operator: OpOverload, kernels: Mapping[torch._C.DispatchKey, Callable[..., object]]) -> None:

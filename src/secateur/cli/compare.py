@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,9 @@ from secateur.cli.output import print_json, show_table
 from secateur.cli.run import RunFlags, show_plan
 from secateur.core.terminal import say
 from secateur.errors import SecateurError
+
+if TYPE_CHECKING:
+    from secateur.lab.comparing import MethodComparison
 
 __all__ = ["VERBS"]
 
@@ -58,18 +61,7 @@ def compare(
     )
     if flags.out is not None:
         write_results(found.ran, store, flags.out)
-    if output.json:
-        shown = (*found.rows, *([found.dense] if found.dense else []))
-        print_json([{**asdict(row), "verdict": row.verdict} for row in shown])
-    else:
-        head, rows = found.table()
-        show_table(head, rows)
-        say(
-            f"mean of {seeds} seeds; p is that of a paired t-test against {found.rows[0].method}, corrected by "
-            "Holm's rule"
-            if seeds > 1
-            else "one seed: no interval and no test; --seeds 3 gives both"
-        )
+    _show(found, seeds, output.json)
     for line in found.notes:
         say(line, error=output.json)
     if flags.report is not None:
@@ -84,6 +76,22 @@ def compare(
             f"trial {index + 1}: {message}"
         )
     flags.check(found.ran)
+
+
+def _show(found: MethodComparison, seeds: int, json: bool) -> None:
+    """Print the table, and what its columns mean."""
+    if json:
+        shown = (*found.rows, *([found.dense] if found.dense else []))
+        print_json([{**asdict(row), "verdict": row.verdict} for row in shown])
+    else:
+        head, rows = found.table()
+        show_table(head, rows)
+        say(
+            f"mean of {seeds} seeds; p is that of a paired t-test against {found.rows[0].method}, corrected by "
+            "Holm's rule"
+            if seeds > 1
+            else "one seed: no interval and no test; --seeds 3 gives both"
+        )
 
 
 VERBS = (compare,)

@@ -43,6 +43,15 @@ __all__ = ["VERBS", "RunFlags", "show_plan", "write_report"]
 _DEMO = Path("demo")
 
 
+def _limits(texts: list[str] | None) -> list[str] | None:
+    """Refuse a limit of another form before any work."""
+    from secateur.lab.requirements import Requirement
+
+    for text in texts or []:
+        Requirement.of(text)
+    return texts
+
+
 @dataclass(frozen=True)
 class RunFlags:
     """How a recipe is run, and where its results are written."""
@@ -61,6 +70,7 @@ class RunFlags:
             metavar="NAME>=X",
             help="A limit that every trial must hold, such as accuracy>=0.97 or small.file_bytes<=40000; exit code 3 "
             "where one does not. Repeatable.",
+            callback=_limits,
         ),
     ] = None
 
@@ -84,15 +94,12 @@ def _carry_out(
     """Run a recipe, or print what would be run."""
     from secateur.lab import launched
     from secateur.lab.planning import plan as make_plan
-    from secateur.lab.requirements import Requirement
     from secateur.lab.store import Store
 
     plan = make_plan(recipe, device=cluster.device(recipe) if cluster is not None else None)
     if flags.dry_run:
         show_plan(plan, flags.store, flags.jobs, output.json)
         return
-    for text in flags.require or []:
-        Requirement.of(text)
     store = Store(flags.store)
     if launched.rank()[0] > 0:
         # Under `accelerate launch` the first process runs the recipe, the others help it train.

@@ -78,8 +78,6 @@ def search(
     output: ProgressFlags,
 ) -> None:
     """Search recipe values with Optuna; the result is the Pareto front. The same command again continues."""
-    from dataclasses import asdict
-
     from secateur.lab.display import progress_display
     from secateur.lab.searching import SearchOptions, write_front
     from secateur.lab.searching import search as look
@@ -97,12 +95,27 @@ def search(
         options=SearchOptions(flags.trials, flags.jobs, floors, flags.name),
         progress=progress_display(output.quiet, many=True),
     )
-    if flags.out is not None:
-        write_front(found, read, opened, flags.out)
     if output.json:
-        print_json(asdict(found))
-        return
-    _show(found, list(axes), [*(flags.maximize or []), *(flags.minimize or [])])
+        print_json(_plain(found))
+    else:
+        _show(found, list(axes), [*(flags.maximize or []), *(flags.minimize or [])])
+    if flags.out is not None:
+        for number in write_front(found, read, opened, flags.out):
+            say(
+                f"trial {number + 1} is not written: the store does not hold its last step as this recipe computes it "
+                "on this machine; secateur run with its values computes it again",
+                error=True,
+            )
+
+
+def _plain(found: TrialSearchResult) -> dict[str, object]:
+    """The result as plain data, with trials also counted from 1, as in the table."""
+    from dataclasses import asdict
+
+    return {
+        part: [{**asdict(one), "trial_number": one.number + 1} for one in getattr(found, part)]
+        for part in ("tried", "front")
+    }
 
 
 def _show(found: TrialSearchResult, axes: list[str], objectives: list[str]) -> None:

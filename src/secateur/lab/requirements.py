@@ -19,7 +19,9 @@ from secateur.errors import OptionError, near
 
 __all__ = ["Requirement", "unmet"]
 
-_FORM = re.compile(r"(?:(?P<variant>[^\s<>=]+)\.)?(?P<name>[\w/-]+)\s*(?P<sign>>=|<=)\s*(?P<limit>\S+)")
+_FORM = re.compile(
+    r"(?:(?P<variant>[^<>=]+)\.)?(?P<name>[^.<>=]*[^.<>=\s])\s*(?P<sign>>=|<=)\s*(?P<limit>\S+)"
+)
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,9 @@ def unmet(required: Sequence[Requirement], measured: Iterable[Measurement]) -> l
         A text for each limit and each trial that misses it.
     """
     by_trial: dict[int, list[Measurement]] = {}
+    measured = list(measured)
+    if required and not measured:
+        required[0].fails(measured)
     for item in measured:
         by_trial.setdefault(int(item.context.get("trial", 0)), []).append(item)
     found = []

@@ -15,14 +15,15 @@ its floor.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.core.json_text import finite
 from secateur.core.pareto import pareto_front
-from secateur.errors import MissingExtraError, OptionError, RecipeError, SecateurError, StoreError
+from secateur.errors import MissingExtraError, OptionError, RecipeError, SecateurError
 from secateur.execution.devices import device_word
 from secateur.lab.database import parsed
 from secateur.lab.display import Progress
@@ -264,8 +265,10 @@ def search(
     return _found(study, signs)
 
 
-def write_front(found: TrialSearchResult, recipe: Recipe, store: Store, out: Path) -> list[Path]:
+def write_front(found: TrialSearchResult, recipe: Recipe, store: Store, out: Path) -> list[int]:
     """Write the weights, masks and files of every trial on the front into a folder of its own, and what they are.
+
+    Folders of trials that were on the front of an earlier call, and are not any more, are removed.
 
     Args:
         found: The result of a search.
@@ -274,24 +277,33 @@ def write_front(found: TrialSearchResult, recipe: Recipe, store: Store, out: Pat
         out: The folder: `trial-N` of each trial, counted from 1, and `front.json`.
 
     Returns:
-        The files written.
+        The numbers of the trials that the store holds no outcome of, such as those of another recipe or machine.
     """
-    written: list[Path] = []
+    missing, rows = [], []
     for one in found.front:
         trial = plan_trial(recipe.with_settings(one.settings), one.number, dict(one.settings))
         outcome = store.outcome(trial.steps[-1].key)
+        rows.append(
+            {"trial_number": one.number + 1, "settings": dict(one.settings), "values": dict(one.values)}
+        )
         if outcome is None:
-            raise StoreError(
-                f"trial {one.number + 1}: the store does not hold its outcome any more; compute it again: secateur run "
-                + " ".join(f"--set {key}={value}" for key, value in one.settings.items())
-            )
-        written += write_outcome(outcome, store, out / f"trial-{one.number + 1}")
-    rows = [
-        {"trial_number": one.number + 1, "settings": dict(one.settings), "values": dict(one.values)}
-        for one in found.front
-    ]
+            missing.append(one.number)
+        else:
+            write_outcome(outcome, store, out / f"trial-{one.number + 1}")
+    _remove_left(out, {f"trial-{one.number + 1}" for one in found.front})
     atomic_write(out / "front.json", json.dumps(finite(rows), indent=2).encode())
-    return [*written, out / "front.json"]
+    return missing
+
+
+def _remove_left(out: Path, kept: Collection[str]) -> None:
+    """Remove the folders of trials that the `front.json` of an earlier call names and this front does not."""
+    try:
+        rows = json.loads((out / "front.json").read_text())
+        before = {f"trial-{int(row['trial_number'])}" for row in rows}
+    except (OSError, ValueError, TypeError, KeyError):
+        return
+    for name in before - set(kept):
+        shutil.rmtree(out / name, ignore_errors=True)
 
 
 def _axes(

@@ -225,7 +225,8 @@ def _several(value: object) -> object:
         between = value.count(":") == 2 and "," not in value  # names of code have colons too: mine:a,mine:b
         if re.fullmatch(r"\s*[-+.\d]+\s*:\s*[-+.\d]+\s*", value):
             raise RecipeError(
-                f"expected first:last:step, such as {value.strip()}:1, or values with commas, got {value!r}"
+                f"expected first:last:step, such as {value.strip()}:1, or values with commas, got {value!r}; the text "
+                f'itself is ["{value.strip()}"]'
             )
         return value if between else [_value(part.strip()) for part in value.split(",")]
     return value if isinstance(value, list) else [value]

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -64,10 +64,18 @@ class Options(BaseModel):
     @classmethod
     def _no_truth_for_a_number(cls, value: object, info: ValidationInfo) -> object:
         """Refuse true and false where a number is expected: pydantic takes them for 1 and 0."""
-        kinds = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(value, bool) and kinds in (int, float, int | None, float | None):
-            raise ValueError(f"expected a number, got {str(value).lower()}")
+        kinds = _kinds(cls.model_fields[info.field_name or ""].annotation)
+        given = value if isinstance(value, (list, tuple)) else [value]
+        wrong = next((each for each in given if isinstance(each, bool)), None)
+        if wrong is not None and {int, float} & kinds and bool not in kinds:
+            raise ValueError(f"expected a number, got {str(wrong).lower()}")
         return value
+
+
+def _kinds(annotation: object) -> set[object]:
+    """The plain types in an annotation: of `int | tuple[float, ...]` int and float."""
+    inner = get_args(annotation)
+    return set().union(*map(_kinds, inner)) if inner else {annotation}
 
 
 @dataclass

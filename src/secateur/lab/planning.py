@@ -15,17 +15,16 @@ False
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 from torch import nn
 
 import secateur.data
 import secateur.models
+from secateur.adapters import functions
 from secateur.data import Data
 from secateur.errors import DataError, OptionError, RecipeError, SecateurError, StructureError
 from secateur.execution.devices import device_word
@@ -239,15 +238,8 @@ def _root(spec: ModelSpec, seed: int) -> str:
 
         with find_weights(spec.weights).open("rb") as file:
             model["weights"] = hashlib.file_digest(file, "sha256").hexdigest()
-    module, colon, _ = spec.name.partition(":")
-    if colon:
-        # The user's own model: outcomes depend on its source.
-        try:
-            found = importlib.util.find_spec(module)
-        except (ImportError, ValueError):
-            found = None
-        if found is not None and found.origin and Path(found.origin).is_file():
-            model["source"] = hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()
+    if secateur.models.runs_code(spec.name) and (source := functions.source_digest(spec.name, "model")):
+        model["source"] = source
     return hashlib.sha256(canonical(model).encode()).hexdigest()
 
 

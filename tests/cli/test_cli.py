@@ -180,6 +180,14 @@ def test_runs_show_export_and_gc(secateur):
     assert out.endswith("measurements written to m.csv\n")
     assert Path("m.csv").read_text().startswith("name,layer,value")
     assert secateur("export", "--out", "m.parquet")[0] == 0
+    assert secateur("export", "--what", "steps", "--all") == (0, "6 steps written to steps.csv\n", "")
+    assert [line.split(",")[0] for line in Path("steps.csv").read_text().splitlines()] == ["run", *"111222"]
+    assert secateur("export", "2", "--what", "steps", "--out", "s.json")[1].startswith("3 steps")
+    assert secateur("export", "--what", "cost")[2].startswith(
+        "error: --what: expected measurements or steps, got"
+    )
+    assert "give one of the two" in secateur("export", "1", "--all")[2]
+    assert "leave them out for a model" in secateur("export", "--all", "--out", "m.onnx")[2]
     code, out, _ = secateur("gc", "--keep", "1")
     assert code == 0
     assert out.startswith("freed ")

@@ -562,3 +562,36 @@ def test_a_full_disk_names_the_file(secateur, tmp_path, monkeypatch):
     ):
         place.write_bytes(b"all")
     assert not [path for path in tmp_path.iterdir() if path.suffix == ".bin"]
+
+
+@pytest.mark.parametrize("error", ["ENOSPC", "EFBIG"])
+def test_a_full_disk_is_said_with_what_to_do(secateur, monkeypatch, error):
+    import errno
+    import os
+
+    from secateur.lab.objects import Objects
+
+    def full(self, data):
+        number = getattr(errno, error)
+        raise OSError(number, os.strerror(number), "runs/objects/a")
+
+    monkeypatch.setattr(Objects, "put", full)
+    code, _, err = secateur("run", "r.toml", "-q")
+    assert code == 1
+    said = " ".join(err.split())
+    assert "runs/objects/a: " in said
+    assert "free some space and run the same command again: finished steps are kept" in said
+
+
+@pytest.mark.parametrize("option", ["--out", "--report"])
+def test_a_folder_for_results_that_cannot_be_is_refused_before_any_work(secateur, option):
+    Path("afile").write_text("mine")
+    for place in ("afile", "afile/inside", "/proc/y"):
+        code, out, err = secateur("run", "r.toml", option, place)
+        assert (code, out) == (2, "")
+        assert place in err
+        assert not Path("runs").exists()
+    assert Path("afile").read_text() == "mine"
+    assert secateur("run", "r.toml", option, "new/folder", "--dry-run")[0] == 0
+    assert not Path("new").exists()
+    assert not list(Path().glob(".secateur-*"))

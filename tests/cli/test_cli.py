@@ -477,7 +477,10 @@ def test_what_the_system_refuses_is_no_fault_of_ours(secateur, tmp_path, monkeyp
 
     monkeypatch.setattr("secateur.container.pack.pack", full)
     code, _, err = secateur("pack", "a.safetensors", "a.sct")
-    told = f"error: {tmp_path / 'a.part'}: No space left on device; --debug shows what was being done\n"
+    advice = "free some space and run the same command again: finished steps are kept; "
+    told = (
+        f"error: {tmp_path / 'a.part'}: No space left on device; {advice}--debug shows what was being done\n"
+    )
     assert (code, err) == (1, told)
 
 

@@ -1,9 +1,9 @@
 """`plan`: resolve a recipe before any work: every trial, every step, and the address of every outcome.
 
 The address of an outcome is a hash of the address before it, the step's kind, version and options, the data's
-fingerprint, and the seed. Trials that begin with the same steps therefore share addresses, and so the work. The device
-is no part of it, so that a training begun on one device continues on another; only steps that measure time depend on
-device and machine, and the steps after them do not.
+fingerprint, the seed, and the files of the user's own code that is named. Trials that begin with the same steps
+therefore share addresses, and so the work. The device is no part of it, so that a training begun on one device
+continues on another; only steps that measure time depend on device and machine, and the steps after them do not.
 
 >>> first = address("start", "prune", 1, {"budget": 0.5}, data="d", seed=0)
 >>> first == address("start", "prune", 1, {"budget": 0.5}, data="d", seed=0), len(first)

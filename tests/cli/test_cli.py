@@ -180,6 +180,14 @@ def test_runs_show_export_and_gc(secateur):
     assert out.endswith("measurements written to m.csv\n")
     assert Path("m.csv").read_text().startswith("name,layer,value")
     assert secateur("export", "--out", "m.parquet")[0] == 0
+    assert secateur("export", "--what", "steps", "--all") == (0, "6 steps written to steps.csv\n", "")
+    assert [line.split(",")[0] for line in Path("steps.csv").read_text().splitlines()] == ["run", *"111222"]
+    assert secateur("export", "2", "--what", "steps", "--out", "s.json")[1].startswith("3 steps")
+    assert secateur("export", "--what", "cost")[2].startswith(
+        "error: --what: expected measurements or steps, got"
+    )
+    assert "give one of the two" in secateur("export", "1", "--all")[2]
+    assert "leave them out for a model" in secateur("export", "--all", "--out", "m.onnx")[2]
     code, out, _ = secateur("gc", "--keep", "1")
     assert code == 0
     assert out.startswith("freed ")
@@ -469,7 +477,10 @@ def test_what_the_system_refuses_is_no_fault_of_ours(secateur, tmp_path, monkeyp
 
     monkeypatch.setattr("secateur.container.pack.pack", full)
     code, _, err = secateur("pack", "a.safetensors", "a.sct")
-    told = f"error: {tmp_path / 'a.part'}: No space left on device; --debug shows what was being done\n"
+    advice = "free some space and run the same command again: finished steps are kept; "
+    told = (
+        f"error: {tmp_path / 'a.part'}: No space left on device; {advice}--debug shows what was being done\n"
+    )
     assert (code, err) == (1, told)
 
 
@@ -554,3 +565,36 @@ def test_a_full_disk_names_the_file(secateur, tmp_path, monkeypatch):
     ):
         place.write_bytes(b"all")
     assert not [path for path in tmp_path.iterdir() if path.suffix == ".bin"]
+
+
+@pytest.mark.parametrize("error", ["ENOSPC", "EFBIG"])
+def test_a_full_disk_is_said_with_what_to_do(secateur, monkeypatch, error):
+    import errno
+    import os
+
+    from secateur.lab.objects import Objects
+
+    def full(self, data):
+        number = getattr(errno, error)
+        raise OSError(number, os.strerror(number), "runs/objects/a")
+
+    monkeypatch.setattr(Objects, "put", full)
+    code, _, err = secateur("run", "r.toml", "-q")
+    assert code == 1
+    said = " ".join(err.split())
+    assert "runs/objects/a: " in said
+    assert "free some space and run the same command again: finished steps are kept" in said
+
+
+@pytest.mark.parametrize("option", ["--out", "--report"])
+def test_a_folder_for_results_that_cannot_be_is_refused_before_any_work(secateur, option):
+    Path("afile").write_text("mine")
+    for place in ("afile", "afile/inside", "/proc/y"):
+        code, out, err = secateur("run", "r.toml", option, place)
+        assert (code, out) == (2, "")
+        assert place in err
+        assert not Path("runs").exists()
+    assert Path("afile").read_text() == "mine"
+    assert secateur("run", "r.toml", option, "new/folder", "--dry-run")[0] == 0
+    assert not Path("new").exists()
+    assert not list(Path().glob(".secateur-*"))

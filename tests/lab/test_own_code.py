@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 import sys
 
 import pytest
 
+import secateur.lab.planning
 from secateur.errors import OptionError, RecipeError, UnknownNameError
 from secateur.lab import final_state, steps
 from secateur.lab.comparing import comparison_recipe
 from secateur.lab.engine import run
+from secateur.lab.outcomes import canonical
 from secateur.lab.planning import plan
 from secateur.lab.recipe import Recipe, schema
 from secateur.lab.reporting import gather
@@ -182,6 +185,90 @@ def test_addresses_depend_on_content_and_on_the_source_of_the_judgement(mine, tm
     after = own_recipe(name).steps[-1].chosen()
     assert {key for key in after if after[key] != before[key]} == {"source"}
     assert len(after["source"]) == 64
+
+
+SPLIT = {
+    "model": ("net", '[model]\nname = "{0}:net"\n' + PRUNE),
+    "teacher": (
+        "net",
+        '[model]\nname = "fc"\n[teacher]\nname = "{0}:net28"\n[[step]]\nkind = "retrain"\nepochs = 1\n'
+        'teacher = "teacher"\n',
+    ),
+    "evaluate": ("judge", '[model]\nname = "fc"\n' + MEASURE.format(evaluate="{0}:judge")),
+    "criterion": ("Score", '[model]\nname = "fc"\n' + PRUNE + 'criterion = {{name = "{0}:Score"}}\n'),
+    "granularity": ("whole", '[model]\nname = "fc"\n' + PRUNE + 'granularity = "{0}:whole"\n'),
+    "budget": ("share", '[model]\nname = "fc"\n[[step]]\nkind = "prune"\nbudget = {{name = "{0}:share"}}\n'),
+    "data": ("made", '[data]\nname = "{0}:made"\n[model]\nname = "fc"\n' + PRUNE),
+}
+LAYERS = """
+import torch
+from secateur import data
+from {own} import Score, judge, share
+
+def net():
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+
+def net28():
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))
+
+def whole():
+    from secateur.granularity import Element
+    return Element()
+
+def made():
+    return data.load("digits", limit=20, size=28)
+"""
+
+
+@pytest.mark.parametrize("place", SPLIT)
+def test_a_file_that_named_code_imports_is_part_of_the_address_and_another_is_not(mine, tmp_path, place):
+    own, _ = mine
+    name, (function, text) = f"{own}_top", SPLIT[place]
+    layers = tmp_path / f"{own}_layers.py"
+    layers.write_text(LAYERS.format(own=own))
+    more = ", net28" if place == "teacher" else ""
+    (tmp_path / f"{name}.py").write_text(f"from {own}_layers import {function}{more}\n")
+    unrelated = tmp_path / f"{own}_unrelated.py"
+
+    def key():
+        for module in (name, f"{own}_layers", own):
+            sys.modules.pop(module, None)  # as in another process
+        secateur.lab.planning._data.cache_clear()
+        return plan(
+            Recipe.parse("[data]\nlimit = 20\n" * (place != "data") + text.format(name), allow_code=True)
+        )
+
+    try:
+        before = key().keys()
+        unrelated.write_text("x = 1\n")
+        assert key().keys() == before
+        layers.write_text(layers.read_text() + "\n# another version\n")
+        assert key().keys() != before
+    finally:
+        sys.modules.pop(name, None), sys.modules.pop(f"{own}_layers", None)
+
+
+def test_a_changed_layer_in_an_imported_file_is_computed_and_not_found(mine, tmp_path):
+    own, _ = mine
+    part, store = tmp_path / f"{own}_part.py", Store(tmp_path / "runs")
+    part.write_text("width = 16\n")
+    source = (tmp_path / f"{own}.py").read_text().replace("16", "width")
+    (tmp_path / f"{own}.py").write_text(f"from {own}_part import width\n{source}")
+    first = run(own_recipe(own), store)
+    assert (first.computed, run(own_recipe(own), store).computed) == (1, 0)
+    part.write_text("width = 3\n")
+    sys.modules.pop(own), sys.modules.pop(f"{own}_part")
+    again = run(own_recipe(own), store)
+    sys.modules.pop(f"{own}_part")
+    assert again.computed == 1
+    found = [next(m.value for m in ran.measurements if m.name == "params") for ran in (first, again)]
+    assert found == [4 * 16 + 16 + 16 * 2 + 2, 4 * 3 + 3 + 3 * 2 + 2]
+
+
+def test_the_address_of_a_model_without_own_code_is_the_one_it_always_was():
+    recipe = Recipe.parse('[model]\nname = "fc"\n' + PRUNE)
+    told = {"name": "fc", "options": {}, "seed": 0}
+    assert plan(recipe).trials[0].steps[0].parent == hashlib.sha256(canonical(told).encode()).hexdigest()
 
 
 def test_a_measure_step_without_evaluate_has_the_address_it_had():
@@ -365,7 +452,12 @@ def test_the_file_of_a_criterion_is_part_of_the_address(mine, tmp_path, monkeypa
         return plan(recipe).trials[0].steps[0].key
 
     before, plain = key(pruned_by(name, f'"{name}:Score"')), key(pruned_by(name, '"l1"'))
-    monkeypatch.setattr(steps.functions, "source_digest", lambda reference, kind: f"other {reference} {kind}")
+    real = steps.functions.source_digest
+
+    def other(reference, kind):
+        return real(reference, kind) if kind == "model" else f"other {reference} {kind}"
+
+    monkeypatch.setattr(steps.functions, "source_digest", other)
     assert key(pruned_by(name, f'"{name}:Score"')) != before
     assert key(pruned_by(name, '"l1"')) == plain
 

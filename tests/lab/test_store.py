@@ -141,7 +141,7 @@ def test_export_writes_csv_parquet_and_json(tmp_path):
 
     tables.write_measurements(found, tmp_path / "m.parquet")
     table = pyarrow.parquet.read_table(tmp_path / "m.parquet").to_pydict()
-    assert (table["layer"], table["value"], table["prune.budget"]) == (["", "fc"], [5.0, 5.0], ["0.5", "0.5"])
+    assert (table["layer"], table["value"], table["prune.budget"]) == (["", "fc"], [5.0, 5.0], [0.5, 0.5])
     tables.write_measurements(found, tmp_path / "m.json")
     tables.write_measurements(Measurements([Measurement("loss", math.nan)]), tmp_path / "nan.json")
     assert json.loads((tmp_path / "nan.json").read_text(), parse_constant=str)[0]["value"] is None

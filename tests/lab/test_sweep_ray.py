@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 
@@ -106,6 +107,34 @@ def test_a_cluster_that_does_not_start_says_what_to_do(tmp_path, monkeypatch):
         StoreError, match=r"Ray did not start here \(the current node timed out.*`ray start --head`"
     ):
         RayEngine(Store(tmp_path), jobs=1)
+
+
+def test_rays_line_about_its_token_is_left_out_and_its_warning_is_not(monkeypatch):
+    import ray
+
+    from secateur.lab.engines.ray import RayEngine
+
+    setup = pytest.importorskip("ray._private.authentication.authentication_token_setup")
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage().split(".")[0])
+    setup.logger.addHandler(handler)
+
+    def starts(*words, **options):
+        setup._warn_token_auth_enabled()
+        setup._warn_token_auth_disabled()
+        raise ConnectionError("no further")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", starts)
+    try:
+        with pytest.raises(StoreError, match="no Ray cluster answers"):
+            RayEngine(Store.__new__(Store), address="here")
+        assert said == ["Token authentication is disabled for this Ray cluster"]
+        setup._warn_token_auth_enabled()
+        assert len(said) == 2
+    finally:
+        setup.logger.removeHandler(handler)
 
 
 def test_needs_of_a_trial_are_checked(tmp_path, cluster):

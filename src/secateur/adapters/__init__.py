@@ -18,7 +18,8 @@ Files, in reading order:
 - `free_axes`: which sizes of the inputs a file leaves open; `recurrent`: LSTM and GRU layers keep the time open;
   `onnx_names`: what outputs and free axes are called in an ONNX file.
 - `names`: models by the names other libraries give them: `timm/NAME`, `torchvision/NAME`, `hf/NAME`, `module:function`.
-- `functions`: what a user names as `module:function`, imported: of a model, of data, of a judgement.
+- `functions`: what a user names as `module:function`, imported: of a model, of data, of a judgement. `own_sources`: the
+  files that such code is made of, found by following its imports.
 - `lightning`, `trainer`: callbacks that hold masks, or make them gradually, while Lightning's or transformers'
   `Trainer` trains. Both use `holding`.
 

@@ -15,10 +15,10 @@ import os
 import sys
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from secateur.adapters.own_sources import OwnSource, own_sources
 from secateur.errors import OptionError, UnknownNameError, near
 
 __all__ = ["check_options", "find", "source_digest"]
@@ -124,28 +124,40 @@ def check_options(function: Callable[..., Any], options: dict[str, object], what
 
 
 def source_digest(reference: str, kind: str) -> str:
-    """SHA-256 of the file that a function's module is in, so that outcomes in a store depend on it; "" without a file.
+    """What identifies the code of a function, so that outcomes in a store depend on it; "" without a file.
 
     Args:
         reference: `package.module:function`.
         kind: As in `find`.
+
+    Returns:
+        The SHA-256 of the file that its module is in; where that reaches other modules of the user's own by imports
+        (`own_sources`), one of the names and files of all of them.
+
+    Raises:
+        OptionError: One of the files has changed since this process asked first: it runs the code of before.
     """
     function = find(reference, kind)
-    place = getattr(sys.modules.get(reference.partition(":")[0]), "__file__", None)
-    if not place or not Path(place).is_file():
+    module = reference.partition(":")[0]
+    files = own_sources(module)
+    if module not in files:
         return ""
-    digest = hashlib.sha256(Path(place).read_bytes()).hexdigest()
     try:
-        first = _FIRST.setdefault(function, digest)
+        first = _FIRST.setdefault(function, files)
     except TypeError:  # a callable that cannot be remembered
-        return digest
-    if digest != first:
+        first = files
+    if files != first:
+        changed = {**first, **files}
+        place = next(own.path for name, own in changed.items() if files.get(name) != first.get(name))
         raise OptionError(
             f"{kind} {reference!r}: {place} has changed since this process imported it: expected the same file, got "
             "another; start Python again, so that what is stored belongs to the code that ran"
         )
-    return digest
+    if len(files) == 1:
+        return files[module].digest
+    text = "".join(f"{name} {own.digest}\n" for name, own in files.items())
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-_FIRST: weakref.WeakKeyDictionary[Callable[..., object], str] = weakref.WeakKeyDictionary()
-"""The digest of a function's file when it was first asked for."""
+_FIRST: weakref.WeakKeyDictionary[Callable[..., object], dict[str, OwnSource]] = weakref.WeakKeyDictionary()
+"""The files of a function when they were first asked for."""

@@ -64,6 +64,18 @@ def _warning(
     return f"{printable(f'{category.__name__}: {message}')}\n"
 
 
+def _advice(error: OSError) -> str:
+    """What to do about a full disk; "" for another error."""
+    import errno
+
+    full = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+    return (
+        "free some space and run the same command again: finished steps are kept; "
+        if error.errno in full
+        else ""
+    )
+
+
 def _run() -> None:
     """Run the command line; errors become one paragraph and an exit code."""
     from secateur.cli.app import app
@@ -85,7 +97,7 @@ def _run() -> None:
         sys.exit(1)
     except OSError as error:  # a full disk, a file that may not be read
         where = f"{error.filename}: " if error.filename else ""
-        _leave(f"{where}{error.strerror or error}; --debug shows what was being done", 1)
+        _leave(f"{where}{error.strerror or error}; {_advice(error)}--debug shows what was being done", 1)
     except Exception as error:
         from secateur.core.out_of_memory import is_out_of_memory
 

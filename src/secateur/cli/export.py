@@ -1,4 +1,4 @@
-"""`export`: the measurements of a run as a table, or a model as ONNX or as a `torch.export` archive.
+"""`export`: the measurements or the steps of a run as a table, or a model as ONNX or as a `torch.export` archive.
 
 >>> VERBS[0].__name__
 'export'
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["VERBS"]
 
 _INT8_IMAGES = 1000
+_WHAT = ("measurements", "steps")
 _TABLES, _MODELS = (".csv", ".parquet", ".json"), (".onnx", ".pt2", ".xml", ".pte")
 
 
@@ -57,6 +58,14 @@ class ExportedFlags:
     input_: Example = None
     seed: Seed = None
     allow_code: AllowCode = False
+    what: Annotated[
+        str,
+        typer.Option(
+            "--what",
+            help="Of a run: measurements, or steps (how each step of a trial was obtained, its seconds and error).",
+        ),
+    ] = "measurements"
+    all_runs: Annotated[bool, typer.Option("--all", help="Export every run of the store.")] = False
 
     def is_run(self) -> bool:
         """True if a run is meant, not a model by name."""
@@ -88,13 +97,13 @@ def export(
     source: ExportedFlags,
     timing: TimingFlags,
     out: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--out",
             help="The file: .csv, .parquet, .json; .onnx, .pt2, .xml (OpenVINO), .pte (ExecuTorch); or a new folder "
-            "for a Hugging Face model.",
+            "for a Hugging Face model. By default measurements.csv, or steps.csv.",
         ),
-    ] = Path("measurements.csv"),
+    ] = None,
     promise: Annotated[
         bool, typer.Option("--promise", help="Write beside an .onnx what `serve-check` compares it with.")
     ] = False,
@@ -111,11 +120,13 @@ def export(
     *,
     output: OutputFlags,
 ) -> None:
-    """Write a run's measurements as CSV, Parquet or JSON, or a model (a run's last, or one by name) as .onnx or
-    .pt2, checked against PyTorch's outputs."""
+    """Write the measurements or the steps of a run as CSV, Parquet or JSON, or a model (a run's last, or one by name)
+    as .onnx or .pt2, checked against PyTorch's outputs."""
+    out = out or Path(f"{source.what}.csv")
     _check_ending(out, promise, int8)
+    _check_table(source, out)
     if out.suffix in _TABLES:
-        _measurements(source.which, out, store)
+        _table(source, out, store)
         return
     from secateur.adapters.export import export as write
     from secateur.adapters.promises import promise_onnx
@@ -181,14 +192,31 @@ def _print(done: Exported, found: Sequence[Measurement], as_json: bool) -> None:
         show_table(["", "measure", "value", "definition"], rows, right=(2,))
 
 
-def _measurements(which: str, out: Path, store: Path) -> None:
-    """Write all measurements of a run as CSV, Parquet or JSON."""
-    from secateur.lab import tables
+def _check_table(source: ExportedFlags, out: Path) -> None:
+    """Refuse a word that no table has, and options of tables for a model."""
+    if source.what not in _WHAT:
+        raise OptionError(f"--what: expected {' or '.join(_WHAT)}, got {source.what!r}")
+    if out.suffix not in _TABLES and (source.all_runs or source.what != _WHAT[0]):
+        raise OptionError(f"{out}: --all and --what go with {', '.join(_TABLES)}; leave them out for a model")
+    if source.all_runs and source.which != "last":
+        raise OptionError(f"--all exports every run, and run {source.which} was named; give one of the two")
+
+
+def _table(source: ExportedFlags, out: Path, store: Path) -> None:
+    """Write the measurements or the steps of a run, or of all runs, as CSV, Parquet or JSON."""
+    from secateur.core.measurement import Measurements
+    from secateur.lab import table_files, tables
     from secateur.lab.store import Store
 
     opened = Store(store, create=False)
-    count = tables.write_measurements(opened.measurements(opened.run(which).id), out)
-    say(f"{count} measurements written to {out}")
+    last = opened.run(source.which)
+    runs = opened.runs() if source.all_runs else [last]
+    if source.what == "steps":
+        count = table_files.write_steps(opened, runs, out)
+    else:
+        found = Measurements(item for run in runs for item in opened.measurements(run.id))
+        count = tables.write_measurements(found, out)
+    say(f"{count} {source.what} written to {out}")
 
 
 def _folder(net: nn.Module, out: Path, example: Any, source: Path | None, as_json: bool) -> None:

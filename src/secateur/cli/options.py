@@ -48,6 +48,7 @@ __all__ = [
     "debugging",
     "own_criterion",
     "repetitions_of",
+    "results_folder",
 ]
 
 _debug = False
@@ -114,7 +115,20 @@ StoreFolder = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 RecipePath = Annotated[Path, typer.Argument(help="A recipe in TOML.", show_default=False)]
 STORE = Path("runs")
-Out = Annotated[Path | None, typer.Option("--out", help="Folder to write the results to.")]
+
+
+def results_folder(path: Path | None) -> Path | None:
+    """The folder of an option for results, refused before any work where it cannot be written."""
+    if path is not None:
+        from secateur.core.new_folders import check_results_folder
+
+        check_results_folder(path)
+    return path
+
+
+Out = Annotated[
+    Path | None, typer.Option("--out", help="Folder to write the results to.", callback=results_folder)
+]
 Example = Annotated[
     str | None,
     typer.Option(

@@ -26,6 +26,7 @@ from secateur.cli.options import (
     RecipeChanges,
     RecipePath,
     StoreFolder,
+    results_folder,
 )
 from secateur.cli.output import print_json, show_table
 from secateur.core.terminal import say
@@ -61,7 +62,12 @@ class RunFlags:
     store: StoreFolder = STORE
     out: Out = None
     report: Annotated[
-        Path | None, typer.Option("--report", help="Folder to write the report to, a page about this run.")
+        Path | None,
+        typer.Option(
+            "--report",
+            help="Folder to write the report to, a page about this run.",
+            callback=results_folder,
+        ),
     ] = None
     require: Annotated[
         list[str] | None,

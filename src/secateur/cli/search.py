@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from secateur.cli.flags import with_flags
-from secateur.cli.options import STORE, ProgressFlags, RecipeChanges, RecipePath, StoreFolder
+from secateur.cli.options import (
+    STORE,
+    ProgressFlags,
+    RecipeChanges,
+    RecipePath,
+    StoreFolder,
+    results_folder,
+)
 from secateur.cli.output import print_json, show_table
 from secateur.core.terminal import say
 from secateur.errors import OptionError
@@ -53,7 +60,11 @@ class SearchFlags:
     )
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Folder for the weights and files of the trials on the front."),
+        typer.Option(
+            "--out",
+            help="Folder for the weights and files of the trials on the front.",
+            callback=results_folder,
+        ),
     ] = None
 
     def floors(self) -> dict[str, float]:

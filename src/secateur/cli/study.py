@@ -16,7 +16,7 @@ import typer
 
 from secateur.cli.cluster import Cluster, ClusterFlags
 from secateur.cli.flags import with_flags
-from secateur.cli.options import STORE, ProgressFlags, RecipeChanges, StoreFolder
+from secateur.cli.options import STORE, ProgressFlags, RecipeChanges, StoreFolder, results_folder
 from secateur.cli.output import print_json, show_table
 from secateur.core.terminal import say
 from secateur.errors import OptionError, SecateurError, near
@@ -70,7 +70,10 @@ class WrittenFlags:
     """What is written in addition to the tables on standard output."""
 
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the report; default: study-NAME-SCALE.")
+        Path | None,
+        typer.Option(
+            "--out", help="Folder for the report; default: study-NAME-SCALE.", callback=results_folder
+        ),
     ] = None
     report: Annotated[bool, typer.Option("--report/--no-report", help="Also write the report page.")] = True
     page: Annotated[

@@ -31,7 +31,14 @@ from torch import nn
 from secateur.core.missing_files import missing
 from secateur.data._decode import convert, pair
 from secateur.data._kind import Raw, Request
-from secateur.data._own import answer_of, check_labels, only_for_images, parts_of, runs_code
+from secateur.data._own import (
+    answer_of,
+    check_labels,
+    only_for_images,
+    parts_of,
+    runs_code,
+    with_source,
+)
 from secateur.data._splits import Augment, Data, ImageMemory, Source, Split, Subset, TensorMemory
 from secateur.errors import DataError, OptionError, UnknownNameError, near
 from secateur.registry import Registry
@@ -96,7 +103,7 @@ def load(
         answer = answer_of(name, options or {}, seed)
         if isinstance(answer, Data):
             only_for_images(name, {"limit": limit})  # it is parted already
-            return answer
+            return with_source(answer, name)
         return _finished(name, parts_of(answer, name), limit, validation, seed, normalise)
     if options:
         raise OptionError(f"data {name!r} takes no options; they are for a function, package.module:function")

@@ -12,19 +12,22 @@ uint8 [N, C, H, W], are normalised as those of the datasets by name; other input
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from secateur.adapters import functions
 from secateur.data._kind import Raw, named_classes
 from secateur.data._splits import Data, ImageMemory, Source, TensorMemory
 from secateur.errors import DataError, OptionError, SecateurError
 from secateur.execution.undisturbed import kept_random_state
 
-__all__ = ["answer_of", "check_labels", "only_for_images", "parts_of", "runs_code"]
+__all__ = ["answer_of", "check_labels", "only_for_images", "parts_of", "runs_code", "with_source"]
 
 _WORDS = ("train", "validation", "test")
 _EXPECTED = (
@@ -81,8 +84,6 @@ def answer_of(name: str, options: Mapping[str, object], seed: int) -> object:
     """
     import random
 
-    from secateur.adapters import functions
-
     if os.path.exists(name):
         raise OptionError(
             f"data {name!r}: expected a function, package.module:function, and there is a file or folder of this name "
@@ -102,6 +103,21 @@ def answer_of(name: str, options: Mapping[str, object], seed: int) -> object:
             raise DataError(
                 f"data {name!r}: the function failed ({type(error).__name__}: {error}); --debug shows where"
             ) from error
+
+
+def with_source(data: Data, name: str) -> Data:
+    """A `Data` that a user's function made, its fingerprint joined with that of the function's files.
+
+    The content of what `parts_of` takes is hashed. A `Data` comes with a fingerprint, perhaps of images that the
+    function then changed.
+
+    Args:
+        data: What the function returned.
+        name: `package.module:function`.
+    """
+    source = functions.source_digest(name, "data")
+    joint = hashlib.sha256(f"{data.fingerprint} {source}".encode()).hexdigest()
+    return replace(data, fingerprint=joint)
 
 
 def parts_of(answer: object, name: str) -> Raw:

@@ -16,8 +16,8 @@ The files in reading order:
 - `training/`: the training loop; `calibration`: images without labels; `judging`: a user's own `evaluate`.
 - `searching`: Optuna over recipe values; `requirements`: limits that a run must hold.
 - `comparing`: pruning methods over seeds; `varied`: what each changes in a recipe.
-- `display/`, `tables`, `reporting`, `watching`, `demonstration`, `usage`, `probe`: output for people; what a run
-  takes, and estimates of its time.
+- `display/`, `tables`, `table_files`, `reporting`, `watching`, `demonstration`, `usage`, `probe`: output for people;
+  what a run takes, and estimates of its time.
 
 >>> import tempfile; from secateur.lab import Recipe, Store, run
 >>> recipe = Recipe.parse('''

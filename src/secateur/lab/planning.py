@@ -1,9 +1,9 @@
 """`plan`: resolve a recipe before any work: every trial, every step, and the address of every outcome.
 
 The address of an outcome is a hash of the address before it, the step's kind, version and options, the data's
-fingerprint, and the seed. Trials that begin with the same steps therefore share addresses, and so the work. The device
-is no part of it, so that a training begun on one device continues on another; only steps that measure time depend on
-device and machine, and the steps after them do not.
+fingerprint, the seed, and the files of the user's own code that is named. Trials that begin with the same steps
+therefore share addresses, and so the work. The device is no part of it, so that a training begun on one device
+continues on another; only steps that measure time depend on device and machine, and the steps after them do not.
 
 >>> first = address("start", "prune", 1, {"budget": 0.5}, data="d", seed=0)
 >>> first == address("start", "prune", 1, {"budget": 0.5}, data="d", seed=0), len(first)
@@ -15,17 +15,16 @@ False
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 from torch import nn
 
 import secateur.data
 import secateur.models
+from secateur.adapters import functions
 from secateur.data import Data
 from secateur.errors import DataError, OptionError, RecipeError, SecateurError, StructureError
 from secateur.execution.devices import device_word
@@ -239,15 +238,8 @@ def _root(spec: ModelSpec, seed: int) -> str:
 
         with find_weights(spec.weights).open("rb") as file:
             model["weights"] = hashlib.file_digest(file, "sha256").hexdigest()
-    module, colon, _ = spec.name.partition(":")
-    if colon:
-        # The user's own model: outcomes depend on its source.
-        try:
-            found = importlib.util.find_spec(module)
-        except (ImportError, ValueError):
-            found = None
-        if found is not None and found.origin and Path(found.origin).is_file():
-            model["source"] = hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()
+    if secateur.models.runs_code(spec.name) and (source := functions.source_digest(spec.name, "model")):
+        model["source"] = source
     return hashlib.sha256(canonical(model).encode()).hexdigest()
 
 

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,10 +20,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from secateur.core.json_text import finite
 from secateur.core.measurement import Measurement, Measurements
 from secateur.core.over_seeds import interval_of, mean_over_seeds
-from secateur.errors import NothingToDoError, OptionError, StoreError
+from secateur.errors import NothingToDoError, StoreError
 from secateur.lab.objects import atomic_write
 from secateur.lab.outcomes import Outcome, Table
-from secateur.report.files import csv_text
+from secateur.lab.table_files import cell, write_table
 
 if TYPE_CHECKING:
     from secateur.lab.engine import Ran
@@ -211,7 +210,7 @@ def _flat(measurements: Measurements) -> tuple[list[str], list[Table]]:
     keys = list(dict.fromkeys(key for item in measurements for key in item.context))
     rows = []
     for item in measurements:
-        context = {key: _short(item.context[key]) for key in keys if key in item.context}
+        context = {key: cell(item.context[key]) for key in keys if key in item.context}
         base = {"name": item.name, "unit": item.unit, "definition": item.definition, **context}
         whole = {
             "notes": "; ".join(item.notes),
@@ -225,8 +224,8 @@ def _flat(measurements: Measurements) -> tuple[list[str], list[Table]]:
 def write_measurements(measurements: Measurements, path: Path) -> int:
     """Write the measurements to a file.
 
-    `trial` counts from 0, as the store does; `trial_number` from 1, as the terminal and the folders of `--out` do. In
-    .csv a text cell that a spreadsheet would take for a formula begins with an apostrophe.
+    `trial` counts from 0, as the store does; `trial_number` from 1, as the terminal and the folders of `--out` do; the
+    rest as in `write_table`.
 
     Args:
         measurements: What to write.
@@ -243,30 +242,11 @@ def write_measurements(measurements: Measurements, path: Path) -> int:
         raise NothingToDoError(
             "this run measured nothing, so there is nothing to export; add a `measure` step"
         )
-    columns, rows = _flat(measurements)
-    if path.suffix == ".csv":
-        cells = ([row.get(name) for name in columns] for row in rows)
-        atomic_write(path, csv_text(columns, cells).encode())
-    elif path.suffix == ".parquet":
-        import pyarrow
-        import pyarrow.parquet
-
-        table = pyarrow.table(
-            {
-                name: pyarrow.array(
-                    [row.get(name) if name == "value" else str(row.get(name, "")) for row in rows],
-                    pyarrow.float64() if name == "value" else pyarrow.string(),
-                )
-                for name in columns
-            }
-        )
-        buffer = io.BytesIO()
-        pyarrow.parquet.write_table(table, buffer)
-        atomic_write(path, buffer.getvalue())
-    elif path.suffix == ".json":
+    if path.suffix == ".json":
         atomic_write(path, json.dumps(finite(numbered(measurements)), indent=2).encode())
-    else:
-        raise OptionError(f"{path}: expected a name that ends in .csv, .parquet or .json")
+        return sum(1 + len(item.per_layer) for item in measurements)
+    columns, rows = _flat(measurements)
+    write_table(columns, rows, path)
     return len(rows)
 
 

@@ -19,7 +19,7 @@ import tempfile
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -190,6 +190,24 @@ class _Board:
         return texts
 
 
+_TOKEN_LOG = "ray._private.authentication.authentication_token_setup"
+
+
+@contextlib.contextmanager
+def _token_line_left_out() -> Iterator[None]:
+    """Leave out Ray's line that a token protects the cluster, which asks for nothing; that none does is still said."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Token authentication is enabled for")
+
+    logger = logging.getLogger(_TOKEN_LOG)
+    logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(wanted)
+
+
 class RayEngine:
     """Computes on a Ray cluster: the one at `address`, or one started here and ended with this engine.
 
@@ -258,13 +276,14 @@ class RayEngine:
         if address is None and jobs is not None:
             fresh["num_cpus"] = max(1, round(jobs * max(self._needs.cpus, 1)))
         try:
-            ray.init(
-                address=address or "local",
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                configure_logging=False,
-                **({} if address else fresh),
-            )
+            with _token_line_left_out():
+                ray.init(
+                    address=address or "local",
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    configure_logging=False,
+                    **({} if address else fresh),
+                )
         except ConnectionError as error:
             raise StoreError(
                 f"--address {address}: no Ray cluster answers there ({error}); start one with `ray start --head`, "

@@ -108,5 +108,32 @@ def test_one_file_has_the_digest_it_always_had_and_several_depend_on_each(folder
     assert source_digest("osx_two:f", "model") == before
 
 
+def test_a_module_of_a_named_package_counts_and_one_found_since_the_code_ran_is_no_change(folder):
+    (folder / "lib").mkdir()
+    write(
+        folder,
+        osx_judge=(
+            "import sys\nfrom importlib import import_module\n"
+            "def judge():\n"
+            f"    sys.path.insert(0, {str(folder / 'lib')!r})\n"
+            "    from osx_late import value\n"
+            "    return value\n"
+            "def other():\n"
+            "    return import_module('.named', package='osx_nets'), import_module(name='osx_free')\n"
+        ),
+        lib__osx_late="value = 1\n",
+        osx_nets__named="",
+        osx_nets____init__="",
+        osx_free="",
+    )
+    assert {"osx_nets.named", "osx_free"} <= set(own_sources("osx_judge"))
+    before = source_digest("osx_judge:judge", "evaluate")
+    try:
+        assert sys.modules["osx_judge"].judge() == 1
+        assert source_digest("osx_judge:judge", "evaluate") == before
+    finally:
+        sys.path.remove(str(folder / "lib"))
+
+
 def test_a_function_of_no_file_has_no_digest():
     assert source_digest("sys:exit", "model") == ""

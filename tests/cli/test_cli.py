@@ -477,7 +477,7 @@ def test_what_the_system_refuses_is_no_fault_of_ours(secateur, tmp_path, monkeyp
 
     monkeypatch.setattr("secateur.container.pack.pack", full)
     code, _, err = secateur("pack", "a.safetensors", "a.sct")
-    advice = "free some space and run the same command again: finished steps are kept; "
+    advice = "free some space and run the same command again (what a run store holds is kept); "
     told = (
         f"error: {tmp_path / 'a.part'}: No space left on device; {advice}--debug shows what was being done\n"
     )
@@ -583,7 +583,7 @@ def test_a_full_disk_is_said_with_what_to_do(secateur, monkeypatch, error):
     assert code == 1
     said = " ".join(err.split())
     assert "runs/objects/a: " in said
-    assert "free some space and run the same command again: finished steps are kept" in said
+    assert "free some space and run the same command again (what a run store holds is kept)" in said
 
 
 @pytest.mark.parametrize("option", ["--out", "--report"])
@@ -598,3 +598,10 @@ def test_a_folder_for_results_that_cannot_be_is_refused_before_any_work(secateur
     assert secateur("run", "r.toml", option, "new/folder", "--dry-run")[0] == 0
     assert not Path("new").exists()
     assert not list(Path().glob(".secateur-*"))
+
+
+def test_the_schema_is_written_again_over_the_file_of_before(secateur):
+    for _ in range(2):
+        code, _, err = secateur("schema", "--out", "recipe.schema.json")
+        assert code == 0, err
+    assert json.loads(Path("recipe.schema.json").read_text())["title"] == "secateur recipe"

@@ -15,8 +15,8 @@ Files, in reading order:
 - `ultralytics`: `sc.save_yolo` and `sc.yolo_trainer`, YOLO models as checkpoints that load without secateur, and
   ultralytics' trainer for models that are cut; `ultralytics_training`: `train_yolo`, which reads no pickle meanwhile.
 - `two_of_four`: the speed-up of a 2:4 pattern on this machine.
-- `free_axes`: which sizes of the inputs a file leaves open; `recurrent`: LSTM and GRU layers keep the time open;
-  `onnx_names`: what outputs and free axes are called in an ONNX file.
+- `free_axes`: which sizes of the inputs a file leaves open; `padding`: what outputs mean nothing at; `recurrent`: LSTM
+  and GRU layers keep the time open; `onnx_names`: what outputs and free axes are called in an ONNX file.
 - `names`: models by the names other libraries give them: `timm/NAME`, `torchvision/NAME`, `hf/NAME`, `module:function`.
 - `functions`: what a user names as `module:function`, imported: of a model, of data, of a judgement. `own_sources`: the
   files that such code is made of, found by following its imports.

@@ -146,16 +146,16 @@ def source_digest(reference: str, kind: str) -> str:
         first = _FIRST.setdefault(function, files)
     except TypeError:  # a callable that cannot be remembered
         first = files
-    if files != first:
-        changed = {**first, **files}
-        place = next(own.path for name, own in changed.items() if files.get(name) != first.get(name))
+    # a module that is found only since the code ran, as in a folder that it adds to sys.path, is no change
+    changed = [own.path for name, own in files.items() if name in first and first[name].digest != own.digest]
+    if changed:
         raise OptionError(
-            f"{kind} {reference!r}: {place} has changed since this process imported it: expected the same file, got "
-            "another; start Python again, so that what is stored belongs to the code that ran"
+            f"{kind} {reference!r}: {changed[0]} has changed since this process imported it: expected the same file, "
+            "got another; start Python again, so that what is stored belongs to the code that ran"
         )
-    if len(files) == 1:
-        return files[module].digest
-    text = "".join(f"{name} {own.digest}\n" for name, own in files.items())
+    if len(first) == 1:
+        return first[module].digest
+    text = "".join(f"{name} {own.digest}\n" for name, own in first.items())
     return hashlib.sha256(text.encode()).hexdigest()
 
 

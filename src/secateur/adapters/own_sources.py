@@ -98,11 +98,21 @@ def _written(node: ast.AST) -> Iterator[str]:
         yield base
         joint = "" if base.endswith(".") else "."
         yield from (f"{base}{joint}{alias.name}" for alias in node.names if alias.name != "*")
-    elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+    elif isinstance(node, ast.Call):
         function = node.func
         called = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
-        if called in ("import_module", "__import__") and isinstance(node.args[0].value, str):
-            yield node.args[0].value
+        if called in ("import_module", "__import__"):
+            given = [
+                *node.args[:2],
+                *(each.value for each in node.keywords if each.arg in ("name", "package")),
+            ]
+            words = [
+                each.value for each in given if isinstance(each, ast.Constant) and isinstance(each.value, str)
+            ]
+            if words and words[0].startswith(".") and len(words) > 1:
+                yield _absolute(words[0], words[1])
+            elif words:
+                yield words[0]
 
 
 def _absolute(written: str, package: str) -> str:

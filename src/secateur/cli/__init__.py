@@ -70,7 +70,7 @@ def _advice(error: OSError) -> str:
 
     full = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
     return (
-        "free some space and run the same command again: finished steps are kept; "
+        "free some space and run the same command again (what a run store holds is kept); "
         if error.errno in full
         else ""
     )

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from secateur.cli.flags import with_flags
-from secateur.cli.options import Debug, Out, OutputFlags
+from secateur.cli.options import Debug, OutputFlags
 from secateur.cli.output import print_json, show_table
 from secateur.core.terminal import say
 from secateur.errors import UnknownNameError, near
@@ -86,7 +86,12 @@ def list_(
     show_table(["kind", "name", "about"], [[kind, *row] for kind, rows in found.items() for row in rows])
 
 
-def schema(out: Out = None, debug: Debug = False) -> None:
+def schema(
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File, or folder for recipe.schema.json, to write it to.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
     """Print the JSON Schema of recipes, for editors."""
     from secateur.lab.recipe import schema as recipe_schema
 

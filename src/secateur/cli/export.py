@@ -132,12 +132,7 @@ def export(
     from secateur.adapters.promises import promise_onnx
     from secateur.adapters.runtimes import times
 
-    if source.is_run():
-        net, example = _of_run(source.which, store, source.allow_code)
-    else:
-        model = source.model()
-        net = model.build()
-        example = model.example(net)
+    net, example = _named(source, store)
     if is_folder(out):
         _folder(net, out, example, source.folder(), output.json)
         return
@@ -155,6 +150,15 @@ def export(
             compiled=True,
         )
     _print(done, found, output.json)
+
+
+def _named(source: ExportedFlags, store: Path) -> tuple[nn.Module, Any]:
+    """The model that was named, of a run or by its own name, and what it is called with."""
+    if source.is_run():
+        return _of_run(source.which, store, source.allow_code)
+    model = source.model()
+    net = model.build()
+    return net, model.example(net)
 
 
 def _check_ending(out: Path, promise: bool, int8: str | None) -> None:

@@ -113,7 +113,7 @@ def outcome(
     arm: str, seed: int, dense: nn.Module, images: datasets.Data, options: argparse.Namespace
 ) -> dict[str, float]:
     """Sparse training where the arm has it, the cut, retraining, and the accuracy at each point."""
-    model, x = copy.deepcopy(dense), images.example[:1]
+    model, x = copy.deepcopy(dense).to(memory_format=torch.channels_last), images.example[:1]
     began = time.perf_counter()
     if arm.endswith("sparse"):
         method: Sparsifier = (
@@ -129,8 +129,11 @@ def outcome(
             weight_decay=5e-4,
             augment="standard",
             sparsify=method,
+            precision=options.precision,
         )
-        train(model, images, sparse, seed=seed, device=options.device)
+        file = options.out / f"{arm}-{seed}.sparse"
+        train(model, images, sparse, seed=seed, device=options.device, context=TrainingContext(checkpoint=file))
+        file.unlink(missing_ok=True)
     model.eval()
     small = (cut_by_ours if arm.startswith("ours") else cut_by_peer)(model, x, options.keep)
     before = evaluate(small, images.test, device=options.device)["accuracy"]
@@ -141,7 +144,9 @@ def outcome(
         schedule="cosine",
         weight_decay=5e-4,
         augment="standard",
+        precision=options.precision,
     )
+    small.to(memory_format=torch.channels_last)
     file = options.out / f"{arm}-{seed}.training"
     train(small, images, again, seed=seed, device=options.device, context=TrainingContext(checkpoint=file))
     after = evaluate(small, images.test, device=options.device)["accuracy"]
@@ -165,6 +170,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--precision", default="bf16", help="of all trainings: bf16 or fp32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("bench-methods"))
     options = parser.parse_args()
@@ -179,7 +185,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     setting = {
         name: getattr(options, name)
-        for name in ("model", "images", "epochs", "sparse_epochs", "strength", "keep", "lr", "batch")
+        for name in ("model", "images", "epochs", "sparse_epochs", "strength", "keep", "lr", "batch", "precision")
     }
     found: dict[str, dict[int, dict[str, float]]] = {}
     for seed in range(options.seeds):

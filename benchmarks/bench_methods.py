@@ -132,7 +132,9 @@ def outcome(
             precision=options.precision,
         )
         file = options.out / f"{arm}-{seed}.sparse"
-        train(model, images, sparse, seed=seed, device=options.device, context=TrainingContext(checkpoint=file))
+        train(
+            model, images, sparse, seed=seed, device=options.device, context=TrainingContext(checkpoint=file)
+        )
         file.unlink(missing_ok=True)
     model.eval()
     small = (cut_by_ours if arm.startswith("ours") else cut_by_peer)(model, x, options.keep)
@@ -185,7 +187,17 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     setting = {
         name: getattr(options, name)
-        for name in ("model", "images", "epochs", "sparse_epochs", "strength", "keep", "lr", "batch", "precision")
+        for name in (
+            "model",
+            "images",
+            "epochs",
+            "sparse_epochs",
+            "strength",
+            "keep",
+            "lr",
+            "batch",
+            "precision",
+        )
     }
     found: dict[str, dict[int, dict[str, float]]] = {}
     for seed in range(options.seeds):

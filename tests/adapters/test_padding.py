@@ -135,6 +135,13 @@ class Encoder(nn.Module):
         return x + F.scaled_dot_product_attention(x, x, x, attn_mask=mask[:, None].bool())
 
 
+class Gated(Encoder):
+    """Zeros at the padding, whatever is there: these are defined."""
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return (self.table(ids) * mask[..., None]).cumsum(1)
+
+
 def test_inputs_of_zeros_and_ones_that_are_no_padding() -> None:
     torch.manual_seed(0)
     ids, mask = padded()
@@ -150,6 +157,9 @@ def test_inputs_of_zeros_and_ones_that_are_no_padding() -> None:
         assert padding_mask(Decoder().eval(), (ids, between)) is None
         assert padding_mask(Decoder().eval(), (torch.full_like(ids, 3), mask)) is None  # the same everywhere
         assert padding_mask(Encoder().eval(), (ids, mask)) is None
+        same = torch.tensor([[5, 3, 3, 3, 3]])  # no token can be another one
+        assert padding_mask(Encoder().eval(), (same, mask[:1])) is None
+        assert padding_mask(Gated().eval(), (ids, mask)) is None
 
 
 def test_zeros_after_the_first_token_are_compared() -> None:

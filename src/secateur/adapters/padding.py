@@ -65,6 +65,8 @@ def _keeps_apart(model: nn.Module, example: Example, mask: int) -> bool:
 
     def changes(other: Example, where: torch.Tensor) -> bool:
         found = tensors_in(call(model, other))
+        if [each.shape for each in found] != [each.shape for each in expected]:
+            return True
         pairs = [(a, b) for a, b in zip(expected, found, strict=True) if _by_position(a, tokens)]
         return not all(_alike(a, a[where], b[where]) for a, b in pairs)
 

@@ -1,7 +1,8 @@
-"""Exported decoders with padding: compared at tokens, and free in their length whatever mask the example has."""
+"""Exported decoders with padding: compared from the first token on, and free in their length whatever the mask."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -98,11 +99,124 @@ def test_a_difference_at_a_token_counts() -> None:
             assert (program_error(model, program, example, (), 1) > 0.1) is differs
 
 
+class Summed(nn.Module):
+    """Sums of the contents up to each position, which see the padding as well, with kinds of tokens."""
+
+    def __init__(self, over: bool = True) -> None:
+        super().__init__()
+        self.table, self.kinds, self.over = nn.Embedding(20, 4), nn.Embedding(2, 4), over
+
+    def forward(self, ids: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+        x = self.table(ids) + self.kinds(kinds)
+        return x.cumsum(1) if self.over else x
+
+
+class Patches(nn.Module):
+    """Patches of an image, some of them left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cut, self.other = nn.Conv2d(3, 4, 4, 4), nn.Parameter(torch.ones(4))
+
+    def forward(self, pixels: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
+        x = self.cut(pixels).flatten(2).mT
+        return torch.where(masked[..., None].bool(), self.other, x)
+
+
+class Encoder(nn.Module):
+    """Attention of every position to all tokens: those at padding see something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(20, 8)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        x = self.table(ids)
+        return x + F.scaled_dot_product_attention(x, x, x, attn_mask=mask[:, None].bool())
+
+
+class Gated(Encoder):
+    """Zeros at the padding, whatever is there: these are defined."""
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return (self.table(ids) * mask[..., None]).cumsum(1)
+
+
+def test_inputs_of_zeros_and_ones_that_are_no_padding() -> None:
+    torch.manual_seed(0)
+    ids, mask = padded()
+    right, between = mask.flip(1), torch.tensor([[1, 0, 1, 1, 1], [1] * 5])
+    with torch.no_grad():
+        for bits in ([[0, 1, 1, 0]], [[1, 1, 0, 0]], [[0, 0, 1, 1]]):
+            few = torch.tensor(bits)
+            assert padding_mask(nn.Embedding(2, 4).eval(), few) is None  # nothing else to change
+            assert padding_mask(Patches().eval(), (torch.randn(1, 3, 8, 8), few)) is None
+            assert padding_mask(Summed().eval(), (ids[1:, :4], few)) is None
+            assert padding_mask(Summed(over=False).eval(), (ids[1:, :4], few)) is None
+        assert padding_mask(Decoder().eval(), (ids, right)) is None
+        assert padding_mask(Decoder().eval(), (ids, between)) is None
+        assert padding_mask(Decoder().eval(), (torch.full_like(ids, 3), mask)) is None  # the same everywhere
+        assert padding_mask(Encoder().eval(), (ids, mask)) is None
+        same = torch.tensor([[5, 3, 3, 3, 3]])  # no token can be another one
+        assert padding_mask(Encoder().eval(), (same, mask[:1])) is None
+        assert padding_mask(Gated().eval(), (ids, mask)) is None
+
+
+def test_zeros_after_the_first_token_are_compared() -> None:
+    torch.manual_seed(0)
+    model, (ids, mask) = Decoder().eval(), padded()
+    mask[0, 3] = 0
+
+    def program(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        out = model(ids, mask).clone()
+        out[0, 3] += 1
+        return out
+
+    with torch.no_grad():
+        assert padding_mask(model, (ids, mask)) == 1
+        assert program_error(model, program, (ids, mask), (), 1) > 0.1
+
+
+def other_at_padding(model: nn.Module) -> Callable[..., torch.Tensor]:
+    return lambda ids, mask: model(ids, mask) + (mask.cumsum(1) == 0)[..., None]
+
+
+@pytest.mark.parametrize("kind", ["pt2", "onnx"])
+def test_only_runtimes_other_than_pytorch_may_differ_at_padding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    for name in ("onnx", "onnxscript", "onnxruntime") if kind == "onnx" else ():
+        pytest.importorskip(name)
+    torch.manual_seed(0)
+    model, target = Decoder().eval(), tmp_path / f"decoder.{kind}"
+    monkeypatch.setattr("secateur.adapters.export.load_program", lambda path, onnx: other_at_padding(model))
+    if kind == "onnx":
+        assert any("at padding" in note for note in sc.export(model, target, padded()).notes)
+        return
+    with pytest.raises(ProofError, match="outputs differ"):
+        sc.export(model, target, padded())
+    assert not target.exists()
+
+
+def test_an_int8_file_keeps_the_note_on_padding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name)
+    torch.manual_seed(0)
+    model = Decoder().eval()
+    options = sc.Int8Options(lost=0.9)
+    monkeypatch.setattr("secateur.adapters.export.load_program", lambda path, onnx: other_at_padding(model))
+    done = sc.export(model, tmp_path / "decoder.onnx", padded(), int8="dynamic", int8_options=options)
+    assert done.int8 is not None
+    assert any("the file in floats was compared" in note and "at padding" in note for note in done.notes)
+
+
 def test_a_file_that_differs_at_tokens_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name)
     torch.manual_seed(0)
     monkeypatch.setattr(
         "secateur.adapters.export.load_program", lambda path, onnx: lambda *given: model(*given) + 1
     )
     model = Decoder().eval()
     with pytest.raises(ProofError, match="outputs differ"):
-        sc.export(model, tmp_path / "decoder.pt2", padded())
+        sc.export(model, tmp_path / "decoder.onnx", padded())

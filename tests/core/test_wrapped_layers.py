@@ -115,3 +115,51 @@ def test_a_part_that_happens_to_be_called_base_layer_wraps_nothing() -> None:
 
     assert adapters_of(Backbone()) == frozenset()
     assert [*sc.prune(Backbone(), "magnitude")] == ["base_layer.weight", "level0.weight"]
+
+
+class Heads(nn.Module):
+    """A trunk and heads by the name of their task: parts of a model, no adapters."""
+
+    def __init__(self, trunk: nn.Module, heads: str) -> None:
+        super().__init__()
+        self.base_layer = trunk
+        setattr(self, heads, nn.ModuleDict({"a": nn.Linear(8, 2), "b": nn.Linear(8, 3)}))
+
+
+class Marked(Heads):
+    """Marked as PEFT marks its classes."""
+
+    adapter_layer_names = ("heads",)
+
+
+def test_heads_beside_a_trunk_called_base_layer_are_pruned() -> None:
+    model = Heads(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), "heads")
+    assert adapters_of(model) == frozenset()
+    assert [*sc.prune(model, "magnitude")] == ["base_layer.0.weight", "heads.a.weight", "heads.b.weight"]
+    assert adapters_of(Heads(nn.Linear(4, 8), "heads")) == frozenset()
+    assert adapters_of(Heads(nn.Sequential(nn.Linear(4, 8)), "lora_heads")) == frozenset()
+    assert adapters_of(Marked(nn.Sequential(nn.Linear(4, 8)), "heads")) == frozenset()
+
+
+def test_adapters_are_known_by_their_class_or_their_name() -> None:
+    for model, part in (
+        (Marked(nn.Linear(4, 8), "heads"), "heads"),
+        (Heads(nn.Linear(4, 8), "lora_A"), "lora_A"),
+    ):
+        assert adapters_of(model) == {
+            f"{part}.{each}" for each in ("a.weight", "a.bias", "b.weight", "b.bias")
+        }
+    around = WithAdapter(nn.Linear(4, 8))
+    within = Heads(around, "lora_A")  # an adapter on an adapter, and on attention and a parametrized layer
+    assert {"lora_A.a.weight", "base_layer.lora_A.default.weight"} <= adapters_of(within)
+    for layer in (nn.MultiheadAttention(8, 2), nn.utils.parametrizations.weight_norm(nn.Linear(4, 8))):
+        assert len(adapters_of(Heads(layer, "lora_A"))) == 4
+
+
+def test_an_optimizer_of_a_plain_model_with_frozen_masked_weights_is_refused() -> None:
+    model = Net()
+    masks = sc.prune(model, "magnitude", budget=0.5)
+    for name in masks:
+        model.get_parameter(name).requires_grad_(False)
+    with pytest.raises(MaskMismatchError, match="holds none of the 3 masked tensors"):
+        sc.hold(model, masks, torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1))

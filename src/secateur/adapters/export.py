@@ -169,10 +169,11 @@ def export(
             error, more = found.error, found.notes
         else:
             forms = _int8_forms(ready, patches=isinstance(int8, str))
-            _, free = _recorded(ready, scratch, wanted, axes, forms)
+            found, free = _recorded(ready, scratch, wanted, axes, forms)
             in_floats = scratch.stat().st_size
             report = write_int8(ready, scratch, given, int8, int8_options or Int8Options())
-            kind, error, more = "onnx int8", report.error, ()
+            kind, error = "onnx int8", report.error
+            more = tuple(f"the file in floats was {note}" for note in found.notes)
     size, notes = target.stat().st_size, (*_notes(ready, given, axes, free), *more)
     if report is not None and size > _HARDLY * in_floats:
         notes += (_not_smaller(size, in_floats, report),)
@@ -376,9 +377,9 @@ class _Error:
         if self.padding is None:
             return ()
         return (
-            "compared where the mask has tokens: at padding, on which no token depends, outputs differ by "
-            f"{self.padding:.2g} of the largest, as attention to nothing is undefined (PyTorch gives zeros, the "
-            "runtime a mean); read none",
+            "compared from the first token of each row on: at padding before it, on which no token depends, outputs "
+            f"differ by {self.padding:.2g} of the largest, as attention to nothing is undefined (PyTorch gives zeros, "
+            "the runtime a mean); read none",
         )
 
 
@@ -388,7 +389,8 @@ def _checked(
     """The error of a file's program; raises where it is beyond the tolerance."""
     try:
         error = program_error(model, program, wanted.example, free)
-        mask = None if error <= wanted.tolerance else padding_mask(model, wanted.example)
+        further = wanted.kind == "onnx" and not error <= wanted.tolerance
+        mask = padding_mask(model, wanted.example) if further else None
         if mask is not None:
             of_tokens = program_error(model, program, wanted.example, free, mask)
             if of_tokens <= wanted.tolerance:

@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 from secateur.adapters.free_axes import FreeAxis, axes_of, has_length, larger, resized, runs
 from secateur.adapters.onnx_model import OnnxModel, extra_module
 from secateur.adapters.onnx_names import name_axes, name_outputs, output_names
-from secateur.adapters.padding import at_tokens, with_tokens
+from secateur.adapters.padding import at_tokens, tokens_of, with_tokens
 from secateur.adapters.recurrent import whole_recurrent
 from secateur.core.nested import map_tensors, tensors_in
 from secateur.core.out_of_memory import raise_if_out_of_memory
@@ -336,7 +336,7 @@ def program_error(
         program: The file's program.
         example: What both are called with.
         free: The axes that are free: a larger batch, other sizes are then compared as well.
-        mask: The input that says where tokens are, by its position: outputs at padding are then left out.
+        mask: The input that says where rows begin, by its position: outputs before are then left out.
 
     Raises:
         ProofError: The outputs have other shapes, or the file does not run.
@@ -359,7 +359,7 @@ def program_error(
             ) from error
         given = tensors_in(found)
         if mask is not None and [each.shape for each in expected] == [each.shape for each in given]:
-            held = tensors_in(one)[mask].bool()
+            held = tokens_of(tensors_in(one)[mask])
             expected, given = ([at_tokens(each, held) for each in side] for side in (expected, given))
         worst = max(worst, largest_difference(expected, given))
     return worst

@@ -1,7 +1,7 @@
 """Layers that were wrapped after a model was made, as LoRA of PEFT does: their names from before, and what was added.
 
-The module that wraps a layer holds it as `base_layer`, and what it adds in dicts beside that. `q_proj.weight` is
-`q_proj.base_layer.weight` then.
+The module that wraps a layer holds it as `base_layer`, and what it adds in dicts beside that, marked as adapters (see
+`adapters_of`). `q_proj.weight` is `q_proj.base_layer.weight` then.
 
 >>> class WithAdapter(nn.Module):
 ...     def __init__(self, layer):
@@ -81,7 +81,8 @@ def _inside(model: nn.Module) -> nn.Module | None:
 def adapters_of(model: nn.Module) -> frozenset[str]:
     """The parameters that were added to layers that are wrapped, such as LoRA's two small matrices.
 
-    A part of a model that happens to have the name `base_layer` wraps nothing: beside it are other parts, not dicts.
+    A part of a model that happens to have the name `base_layer` wraps nothing: it is more than one layer, or what is
+    beside it is neither named `lora_...` nor of a class with `adapter_layer_names`, as PEFT's are.
 
     Args:
         model: The model.
@@ -99,11 +100,31 @@ def adapters_of(model: nn.Module) -> frozenset[str]:
 
 
 def _wraps(module: nn.Module) -> bool:
-    """Whether a module holds a layer as `base_layer`, and beside it only dicts or what has no parameters."""
-    if _HELD_AS not in module._modules:
+    """Whether a module holds one layer as `base_layer`, and beside it only dicts or what has no parameters.
+
+    It has to be marked as well: by a class that lists its `adapter_layer_names`, as those of PEFT do, or by parts whose
+    names begin with `lora_`. The heads of a model whose trunk is called `base_layer` are no adapters.
+    """
+    layer = module._modules.get(_HELD_AS)
+    if layer is None or not _is_one_layer(layer):
         return False
-    beside = [part for name, part in module.named_children() if name != _HELD_AS]
-    return bool(beside) and all(
-        isinstance(part, (nn.ModuleDict, nn.ParameterDict)) or not any(True for _ in part.parameters())
-        for part in beside
+    beside = {name: part for name, part in module.named_children() if name != _HELD_AS}
+    with_weights = {name: part for name, part in beside.items() if _has_parameters(part)}
+    if not all(isinstance(part, (nn.ModuleDict, nn.ParameterDict)) for part in with_weights.values()):
+        return False
+    if getattr(type(module), "adapter_layer_names", ()):
+        return bool(beside)
+    return bool(with_weights) and all(name.startswith("lora_") for name in with_weights)
+
+
+def _is_one_layer(module: nn.Module) -> bool:
+    """Whether a module is one layer: no part of it has weights, but for attention, parametrizations and adapters."""
+    if isinstance(module, nn.MultiheadAttention) or _wraps(module):
+        return True
+    return not any(
+        _has_parameters(part) for name, part in module.named_children() if name != "parametrizations"
     )
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())

@@ -46,7 +46,7 @@ from secateur.core.masks import Masks, as_masks
 from secateur.core.model_kinds import module_of, unwrapped
 from secateur.core.parameters import parameters_of
 from secateur.core.user_warnings import warn
-from secateur.core.wrapped_layers import model_with, with_earlier_names
+from secateur.core.wrapped_layers import adapters_of, model_with, with_earlier_names
 from secateur.errors import MaskMismatchError, OptionError
 from secateur.execution.verb import verb
 from secateur.pruning.zeroing import Pruned, ZeroingBatch, sharded_like
@@ -410,7 +410,9 @@ def _check_optimizer(optimizer: object, model: nn.Module, masked: list[torch.Ten
     kind, name = type(optimizer).__name__, type(model).__name__
     missing = [p for p in masked if id(p) not in given and p.requires_grad]
     trained = any(id(parameter) in given for parameter in masked)
-    beside = bool(given & own) and not any(parameter.requires_grad for parameter in masked)  # adapters alone
+    added = adapters_of(model)
+    adapters = {id(parameter) for each, parameter in parameters_of(model).items() if each in added}
+    beside = bool(given & adapters) and not any(parameter.requires_grad for parameter in masked)
     if not (trained or beside):
         raise MaskMismatchError(
             f"optimizer: {kind} holds none of the {len(masked)} masked tensors of {name} "

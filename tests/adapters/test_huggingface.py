@@ -271,6 +271,142 @@ def test_numbers_that_modules_keep_and_do_not_use_need_no_modelling_file(tmp_pat
     assert "model.layers.1.self_attn" in done.differing
 
 
+def _with_dropout(model):
+    model.model.layers[1].self_attn.attention_dropout = 0.3
+
+
+def _with_a_window(model):
+    model.model.layers[1].self_attn.sliding_window = 16
+
+
+def _with_fewer_buckets(model):
+    model.decoder.block[0].layer[0].SelfAttention.relative_attention_num_buckets = 16
+
+
+def _with_another_rate(model):
+    model.encoder.block[1].layer[1].dropout.p = 0.7
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "where", "name"),
+    [
+        ("Llama", _with_dropout, "model.layers.1.self_attn", "attention_dropout"),
+        ("Qwen2", _with_a_window, "model.layers.1.self_attn", "sliding_window"),
+        (
+            "T5",
+            _with_fewer_buckets,
+            "decoder.block.0.layer.0.SelfAttention",
+            "relative_attention_num_buckets",
+        ),
+        ("T5", _with_another_rate, "encoder.block.1.layer.1.dropout", "p"),
+    ],
+)
+def test_a_number_that_an_example_does_not_show_keeps_its_modelling_file(
+    family, change, where, name, tmp_path
+):
+    """Dropout rates count in training alone, windows and buckets of positions in longer texts alone."""
+    _fresh._declare_torchvision()
+    import transformers
+
+    example = {"input_ids": torch.randint(3, 64, (2, 7))}
+    if family == "T5":
+        config = transformers.T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+        model = transformers.T5ForConditionalGeneration(config).eval()
+        example["decoder_input_ids"] = example["input_ids"]
+    else:
+        config = getattr(transformers, f"{family}Config")(**llama().config.to_diff_dict())
+        model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    small = sc.shrink(model, sc.prune(model, "l2", "channel", 0.5, example=example), example)
+    quick = sc.HuggingFaceOptions(check=False, generate=0)
+    assert sc.save_pretrained(small, tmp_path / "even", example, options=quick).form == "config"
+    change(small.model)
+    done = sc.save_pretrained(small, tmp_path / "changed", example, options=quick)
+    assert (done.form, where in done.differing) == ("code", True)
+    config = json.loads((tmp_path / "changed" / "config.json").read_text())
+    assert config[hf_modelling.KEY][where]["attributes"][name] in (0.3, 16, 0.7)
+    only = sc.HuggingFaceOptions(check=False, generate=0, form="config")
+    with pytest.raises(OptionError, match=f"no field for what {where!r} differs in"):
+        sc.save_pretrained(small, tmp_path / "plain", example, options=only)
+
+
+def _smaller_heads():
+    model = llama()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.2)
+    example = {"input_ids": torch.randint(3, 64, (2, 7))}
+    return sc.shrink(model, sc.prune(model, "l2", "head_size", 0.5, example=example), example), example
+
+
+@pytest.mark.parametrize("why", ["large", "out of memory"])
+def test_without_memory_for_float64_outputs_are_compared_in_the_models_own_type(why, tmp_path, monkeypatch):
+    small, example = _smaller_heads()
+    asked = []
+
+    def no_memory(module):
+        asked.append(module)
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+
+    monkeypatch.setattr(nn.Module, "double", no_memory)
+    if why == "large":
+        monkeypatch.setattr(huggingface, "_LARGE", 0)
+    quick = sc.HuggingFaceOptions(check=False, generate=0)
+    assert sc.save_pretrained(small, tmp_path / "small", example, options=quick).form == "config"
+    assert bool(asked) == (why == "out of memory")
+
+
+def test_rounding_has_a_bound_in_the_models_own_type_too(tmp_path, monkeypatch):
+    small, example = _smaller_heads()
+    assert huggingface._tolerance(small.model) == 1e-4
+    assert huggingface._tolerance(nn.Linear(2, 2, dtype=torch.bfloat16)) == 0.0625
+    monkeypatch.setattr(huggingface, "_tolerance", lambda model: 1e-12)
+    only = sc.HuggingFaceOptions(check=False, generate=0, form="config")
+    with pytest.raises(OptionError, match=r"form 'config': the configuration has no field for what"):
+        sc.save_pretrained(small, tmp_path / "small", example, options=only)
+
+
+class _Turns(nn.Module):
+    """A module that is built from the configuration of a part, and has a buffer that only some are given."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.register_buffer("inv_freq", torch.full((3,), config.step), persistent=False)
+
+
+class _Part(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.turns = nn.ModuleList([_Turns(config)])
+
+
+class _Whole(nn.Module):
+    """A model whose own configuration also builds the module, to other numbers."""
+
+    built = 0
+
+    def __init__(self, config):
+        super().__init__()
+        type(self).built += 1
+        self.config = config
+        self.part = _Part(config.part)
+        self.register_buffer("table", torch.ones(2), persistent=False)
+
+
+def test_only_advice_that_works_is_given_for_rounded_buffers():
+    from types import SimpleNamespace
+
+    model = _Whole(SimpleNamespace(step=0.7, part=SimpleNamespace(step=0.3)))
+    model.part.turns[0].register_buffer("late", torch.ones(2), persistent=False)
+    model.part.turns[0]._buffers = dict(sorted(model.part.turns[0]._buffers.items(), reverse=True))
+    said = huggingface._rounded(model.to(torch.bfloat16))
+    assert said.startswith("part.turns.0.inv_freq is rounded to torch.bfloat16")
+    assert said.endswith("model.part.turns[0] = _Turns(config=model.part.config)")
+    assert _Whole.built == 1  # the whole model is not built again for its own buffer
+    model.part.turns[0].inv_freq += 1  # which no configuration gives
+    assert huggingface._rounded(model) == ""
+
+
 def test_what_cannot_be_written_is_refused(shrunk, tmp_path):
     _, small, example = shrunk
     with pytest.raises(OptionError, match="Linear: expected a model of transformers"):

@@ -12,6 +12,7 @@ from tests.container.ended_jobs import ended_by_ctrl_c
 from tests.streaming.tiny_llama import OUTSIDE, batches, llama, state_of, transformers
 
 import secateur as sc
+from secateur.budget import BudgetLike
 from secateur.core.json_text import Json
 from secateur.errors import DataError, NothingToDoError, OptionError, StoreError
 from secateur.streaming.blocks import blocks_of, meta_model
@@ -167,10 +168,12 @@ def test_what_cannot_be_done_is_refused_and_leaves_nothing(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
+@pytest.mark.parametrize("budget", [0.5, sc.budget.Overall(0.5), sc.budget.ErdosRenyi(0.5)])
 @pytest.mark.parametrize("both", [False, True])
 def test_tensor_by_tensor_a_tied_weight_takes_part_under_the_names_it_has_in_the_files(
-    both: bool, tmp_path: Path
+    both: bool, budget: BudgetLike, tmp_path: Path
 ) -> None:
+    """Where all tensors compete it counts once, although it is in the files twice."""
     model = llama(tmp_path / "in", tied=True)
     if both:  # as older files have it
         folder = tmp_path / "in"
@@ -179,9 +182,9 @@ def test_tensor_by_tensor_a_tied_weight_takes_part_under_the_names_it_has_in_the
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
         save_file({"lm_head.weight": model.lm_head.weight.detach().clone()}, folder / "head.safetensors")
     options = sc.StreamOptions(model=meta_model(tmp_path / "in"))
-    sc.prune_checkpoint(tmp_path / "in", tmp_path / "out", options=options)
+    sc.prune_checkpoint(tmp_path / "in", tmp_path / "out", budget=budget, options=options)
     again = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "out")
     assert again.lm_head.weight is again.model.embed_tokens.weight
-    wanted = sc.prune(model).apply(model).state_dict()
+    wanted = sc.prune(model, budget=budget).apply(model).state_dict()
     for name, value in again.state_dict().items():
         assert torch.equal(value, wanted[name]), name

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch import nn
 from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.structure.hf.configs import describes
 
-__all__ = ["built", "changed_sizes", "per_layer", "with_fewer_layers"]
+__all__ = ["built", "changed_sizes", "following_widths", "per_layer", "with_fewer_layers"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -131,3 +131,58 @@ def with_fewer_layers(model: nn.Module, config: Any) -> Any:
             setattr(made, name, [value[place] for place in places])
     made.num_hidden_layers = len(layers)
     return made
+
+
+def following_widths(
+    kind: type[nn.Module], config: Any, attributes: Collection[tuple[str, str]]
+) -> set[tuple[str, str]]:
+    """Of numbers that modules keep, those that a width of the configuration decides.
+
+    They are found by trying: with one field twice as large, tensors have other shapes and the number is another.
+
+    Args:
+        kind: The class that is built from it.
+        config: The configuration.
+        attributes: The numbers, each as the path of its module and its name.
+    """
+    found: set[tuple[str, str]] = set()
+    if not attributes:
+        return found
+    base = built(kind, config)
+    modules, shapes = dict(base.named_modules()), shapes_of(base)
+    names = {name for _, name in attributes}
+    for path, field in sorted(_fields(config), key=lambda each: each[1] not in names):
+        made = copy.deepcopy(config)
+        owner = made
+        for part in path:
+            owner = getattr(owner, part)
+        try:
+            setattr(owner, field, 2 * getattr(owner, field))
+            wider = built(kind, made)
+        except Exception as error:  # each family refuses sizes that do not fit with its own error
+            raise_if_out_of_memory(error)
+            continue
+        if shapes_of(wider) != shapes:
+            others = dict(wider.named_modules())
+            found |= {
+                (at, name)
+                for at, name in attributes
+                if at in others and getattr(modules[at], name, None) != getattr(others[at], name, None)
+            }
+        if len(found) == len(attributes):
+            break
+    return found
+
+
+_NO_WIDTHS = ("vocab_size", "num_hidden_layers", "num_layers", "n_layer", "max_position_embeddings")
+
+
+def _fields(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The fields of a configuration that may be widths, with the path of the part that they are in."""
+    for name, value in vars(config).items():
+        if hasattr(value, "to_dict") and hasattr(value, "model_type"):
+            yield from _fields(value, (*path, name))
+            continue
+        size = isinstance(value, int) and not isinstance(value, bool) and value > 0
+        if size and name not in _NO_WIDTHS and not name.endswith("_id") and not name.startswith("_"):
+            yield path, name

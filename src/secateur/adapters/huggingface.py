@@ -3,7 +3,9 @@
 Even widths are a plain configuration, which any server takes. Widths that differ from layer to layer are said by
 `per_layer_config` where the installed transformers reads it for this family, else by a short modelling file in the
 folder, which is loaded with `trust_remote_code=True`. What was written is loaded in a process that cannot import
-secateur, and its outputs must equal the model's bit for bit; otherwise nothing is left on disk.
+secateur, and its outputs must equal the model's bit for bit; otherwise nothing is left on disk. Only rotary frequencies
+that a cut kept are said as factors, which gives the same up to rounding: outputs differ by at most 1e-4 of the largest,
+or by eight times the precision (`eps`) of the model's own type where that is more.
 
 >>> HuggingFaceOptions().check
 True
@@ -16,6 +18,7 @@ import importlib
 import inspect
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,12 +30,12 @@ import torch
 from torch import nn
 
 from secateur.adapters import hf_modelling
-from secateur.adapters.hf_layers import built, per_layer, with_fewer_layers
+from secateur.adapters.hf_layers import built, following_widths, per_layer, with_fewer_layers
 from secateur.adapters.promises import promise
 from secateur.adapters.served import ServeRequest, difference, serve
 from secateur.core.measurement import Measurements
 from secateur.core.new_folders import check_new_folder
-from secateur.core.out_of_memory import raise_if_out_of_memory
+from secateur.core.out_of_memory import is_out_of_memory, raise_if_out_of_memory
 from secateur.errors import MissingExtraError, OptionError, ProofError
 from secateur.execution.undisturbed import undisturbed
 from secateur.execution.verb import verb
@@ -215,7 +218,8 @@ def _described(
     """The form, the configuration, the source of a modelling file where one is needed, and what will be answered."""
     config = with_fewer_layers(model, model.config)
     changes = hf_modelling.differences(model, built(kind, config))
-    plain = form in ("auto", "config") and bool(changes) and not _widths(changes, model)
+    unsaid = _widths(changes, model) or _unsaid(kind, config, changes)
+    plain = form in ("auto", "config") and bool(changes) and not unsaid
     served = _computed(built(kind, config), model, config, answer) if plain else None
     if served is not None:
         return "config", config, "", served
@@ -225,7 +229,7 @@ def _described(
                 f"form: the configuration alone holds all widths; expected 'config', got {form!r}"
             )
         return "config", config, "", answer
-    first = next(iter(_widths(changes, model) or changes))
+    first = next(iter(unsaid or changes))
     if form == "config":
         raise OptionError(
             f"form 'config': the configuration has no field for what {first!r} differs in; use form='auto'"
@@ -254,28 +258,53 @@ def _widths(changes: hf_modelling.Changes, model: nn.Module) -> list[str]:
     ]
 
 
+def _unsaid(kind: type[nn.Module], config: Any, changes: hf_modelling.Changes) -> list[str]:
+    """The modules with a number that the configuration must state, whether or not an example shows what it does.
+
+    It need not state what a width of it decides where the module is built, if that is larger in the model: the cut left
+    there what the dense model had. Where it states rotary frequencies it states the scale of attention with them.
+    """
+    base = dict(built(kind, config).named_modules())
+    numbers: list[tuple[str, str, object]] = [
+        (path, name, value)
+        for path, entry in changes.items()
+        for name, value in (entry.get("attributes") or {}).items()  # type: ignore[attr-defined]
+        if not (_states_frequencies(config) and name in _SCALES)
+    ]
+    left = {
+        (path, name)
+        for path, name, value in numbers
+        if isinstance(value, int) and isinstance(was := getattr(base[path], name, None), int) and value > was
+    }
+    if len(left) == len(numbers):
+        left = following_widths(kind, config, left)
+    return [path for path, name, _ in numbers if (path, name) not in left]
+
+
+_SCALES = ("scaling", "attention_scaling")
+"""What a rotary family calls the scales of attention, which every call uses: the comparison sees them."""
+
+
+def _states_frequencies(config: Any) -> bool:
+    """Whether a configuration states rotary frequencies one by one."""
+    rope = getattr(config, "rope_parameters", None)
+    return isinstance(rope, dict) and rope.get("rope_type") == "longrope"
+
+
 def _computed(base: nn.Module, model: nn.Module, config: Any, answer: _Answer) -> _Answer | None:
     """The outputs of what the configuration builds, with the model's tensors; None where it computes something else.
 
-    Where they are the model's, a number that the model keeps and does not use, or the class that a cut gave a module,
-    need not be said. Rotary frequencies that were kept are said as factors, which gives the same up to rounding: there
-    the two are compared in float64.
+    Rotary frequencies that were kept are said as factors, which gives the same up to rounding: the outputs must agree
+    within `_tolerance`, and in float64 within `_ROUNDING` where the memory is enough for that.
     """
     try:
         _fill_(base, model, config)
         found = _Answer(answer.example, _outputs(base, answer.example, answer.tokens), answer.tokens)
         if not difference(answer.outputs, found.outputs):
             return answer
-        rope = getattr(config, "rope_parameters", None)
-        if isinstance(rope, dict) and rope.get("rope_type") == "longrope":
-            example = {
-                name: each.double() if each.is_floating_point() else each
-                for name, each in answer.example.items()
-            }
-            exact = [
-                _Answer(example, _outputs(copy.deepcopy(one).double(), example, 0)) for one in (model, base)
-            ]
-            return found if exact[0].error(exact[1]) < _ROUNDING else None
+        if _states_frequencies(config) and answer.error(found) <= _tolerance(model):
+            apart = _apart_in_float64(base, model, answer.example)
+            return found if apart is None or apart < _ROUNDING else None
     except (
         Exception
     ) as error:  # the class fails in its own way where its configuration does not describe the model
@@ -284,6 +313,28 @@ def _computed(base: nn.Module, model: nn.Module, config: Any, answer: _Answer) -
 
 
 _ROUNDING = 1e-5  # norms and rotary angles are computed in float32 also in a model in float64
+_LARGE = 2 << 30
+"""Bytes of weights from which no copy in float64 is made; it would take up to four times as many."""
+
+
+def _tolerance(model: nn.Module) -> float:
+    """How far outputs may be apart, of the largest, where two models differ in rounding alone."""
+    steps = (torch.finfo(each.dtype).eps for each in model.parameters() if each.is_floating_point())
+    return max(1e-4, 8 * max(steps, default=0.0))
+
+
+def _apart_in_float64(base: nn.Module, model: nn.Module, example: Mapping[str, torch.Tensor]) -> float | None:
+    """How far the outputs of copies in float64 are apart; None where the memory is not enough for a copy."""
+    if sum(each.nbytes for each in model.parameters()) > _LARGE:
+        return None
+    example = {name: each.double() if each.is_floating_point() else each for name, each in example.items()}
+    try:
+        exact = [_Answer(example, _outputs(copy.deepcopy(one).double(), example, 0)) for one in (model, base)]
+    except Exception as error:
+        if is_out_of_memory(error):
+            return None
+        raise
+    return exact[0].error(exact[1])
 
 
 def _fill_(base: nn.Module, model: nn.Module, config: Any) -> None:
@@ -404,23 +455,52 @@ def _rounded(model: nn.Module) -> str:
     """Which buffers `model.to(dtype)` rounded that no file holds, and what to do; empty where there are none."""
     kept = model.state_dict()
     for path, module in model.named_modules():
-        names = [
-            name
+        halves = {
+            name: buffer
             for name, buffer in module._buffers.items()
             if f"{path}.{name}" not in kept
             and getattr(buffer, "dtype", None) in (torch.bfloat16, torch.float16)
-        ]
-        again = dict((rebuilt(module, model.config) or module).named_buffers()) if names else {}
-        for name in names:
-            here, there = module.get_buffer(name), again[name]
-            if here.dtype != there.dtype:
+        }
+        if not path or not halves or next(module.parameters(), None) is not None:
+            continue
+        for owner, config in _configurations(model, path):
+            again = dict((rebuilt(module, config) or module).named_buffers())
+            for name, here in halves.items():
+                there = again.get(name)
+                if there is None or here is None or here.dtype == there.dtype:
+                    continue
+                if not torch.equal(
+                    there.to(here), here
+                ):  # another configuration than the one it was built from
+                    continue
                 kind, dtype = type(module).__name__, str(here.dtype)
                 return (
                     f"{path}.{name} is rounded to {dtype}, which model.to({dtype}) does, and from_pretrained builds "
                     f"it in {there.dtype}. Load the model with from_pretrained(..., dtype={dtype}), or build this "
-                    f"module again: model.{path} = {kind}(config=model.config)"
+                    f"module again: {_written('model.' + path)} = {kind}(config={_written(owner)}.config)"
                 )
     return ""
+
+
+def _configurations(model: nn.Module, path: str) -> Iterator[tuple[str, object]]:
+    """The configurations that a module may be built from, with their owners: of the model, and of what holds it.
+
+    A model of several parts has a configuration for each, and that of the whole does not build a module of one.
+    """
+    parts = path.split(".")
+    for end in (0, *range(len(parts), 0, -1)):
+        config = getattr(model.get_submodule(".".join(parts[:end])), "config", None)
+        if config is not None:
+            yield ".".join(("model", *parts[:end])), config
+
+
+def _written(path: str) -> str:
+    """A module's path as Python writes it.
+
+    >>> _written("model.layers.0.rotary")
+    'model.layers[0].rotary'
+    """
+    return re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", path)
 
 
 def _card(place: Path, model: nn.Module | Shrunk, form: str, loader: str, found: Measurements | None) -> None:

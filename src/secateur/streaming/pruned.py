@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -48,6 +48,7 @@ from secateur.streaming.in_flight import Item, in_flight, memory_limit, worker_l
 from secateur.streaming.rewriting import Changed, Progress, RewrittenCheckpoint, Row, check_target, rewrite
 from secateur.streaming.skeleton import targets_in, with_weight
 from secateur.streaming.threshold import Threshold, Upper, lower_counts, upper_counts
+from secateur.streaming.tied import leading
 
 __all__ = ["ALONE", "StreamOptions", "prune_checkpoint"]
 
@@ -118,7 +119,8 @@ def prune_checkpoint(
     with open_source(source) as checkpoint:
         check_target(checkpoint, Path(target))
         layers, targets = targets_in(checkpoint.entries, asked.model, asked.only, skip, asked.parameters)
-        job = _Pruning(checkpoint, layers, targets, rule, grain, Context(seed=asked.seed))
+        lead = {} if asked.model is None else leading(layers, targets)
+        job = _Pruning(checkpoint, layers, targets, rule, grain, Context(seed=asked.seed), lead)
         limits = memory_limit(asked.memory), worker_limit(asked.workers)
         choose = job.chooser(rule_of_share, *limits)
         text = repr(("prune", rule, grain, rule_of_share, sorted(targets), asked.seed))
@@ -157,7 +159,10 @@ Choice = Callable[[str, Candidates, nn.Module], torch.Tensor]
 
 @dataclass(frozen=True)
 class _Pruning:
-    """The tensors of a checkpoint, and how they are judged."""
+    """The tensors of a checkpoint, and how they are judged.
+
+    `lead` has the first name of a tensor that the model shares: it counts once, and is pruned under all of its names.
+    """
 
     checkpoint: Checkpoint
     layers: nn.Module
@@ -165,10 +170,15 @@ class _Pruning:
     rule: Criterion
     grain: Granularity
     context: Context
+    lead: Mapping[str, str]
+
+    def _counted(self) -> list[Target]:
+        """The tensors that take part, each once."""
+        return [target for name, target in self.targets.items() if self.lead.get(name, name) == name]
 
     def chooser(self, budget: Budget, memory: int, workers: int) -> Choice:
         """How a budget decides about one tensor; where tensors compete, this takes two passes over all."""
-        selection = Selection(tuple(self._shapes()), self.layers, tuple(self.targets.values()), self.context)
+        selection = Selection(tuple(self._shapes()), self.layers, tuple(self._counted()), self.context)
         apart = budget.apart(selection)
         if apart is not None:
             return functools.partial(self._alone, apart)
@@ -183,11 +193,11 @@ class _Pruning:
                 f"{budget} removes none of {selection.count:,} units; ask for a larger share"
             )
         found = self._threshold(remove, memory, workers)
-        return lambda name, candidates, _: found.keep(name, candidates.scores)
+        return lambda name, candidates, _: found.keep(self.lead.get(name, name), candidates.scores)
 
     def _shapes(self) -> Iterator[Candidates]:
         """The lists of units without scores, in the order of the targets."""
-        for target in self.targets.values():
+        for target in self._counted():
             for units in self.grain.units(self.layers, [target], self.context):
                 scores = torch.empty(units.count, device="meta")
                 yield Candidates(units, scores, shapes={target.name: target.shape})
@@ -195,7 +205,7 @@ class _Pruning:
     def _alone(
         self, budgets: dict[str, Budget], name: str, candidates: Candidates, model: nn.Module
     ) -> torch.Tensor:
-        budget = budgets.get(name)
+        budget = budgets.get(self.lead.get(name, name))
         if budget is None:
             return torch.ones(candidates.count, dtype=torch.bool)
         found = budget.choose(Selection((candidates,), model, (self.targets[name],), self.context))
@@ -209,6 +219,8 @@ class _Pruning:
         ) -> tuple[str, _Found]:
             return entry.name, count(self._scored(self.targets[entry.name], entry.dtype, words)[1].scores)
 
+        counts = {target.name for target in self._counted()}
+
         def pass_over(count: Callable[[torch.Tensor], _Found]) -> Iterator[tuple[str, _Found]]:
             entries = self.checkpoint.entries
             items = (
@@ -218,16 +230,16 @@ class _Pruning:
                     functools.partial(counted, count, entries[number]),
                 )
                 for number in range(len(entries))
-                if entries[number].name in self.targets
+                if entries[number].name in counts
             )
             return in_flight(items, memory, workers)
 
         upper = Upper(remove)
-        for _, counts in pass_over(upper_counts):
-            upper.add(counts)
+        for _, found in pass_over(upper_counts):
+            upper.add(found)
         lower = upper.lower()
-        for name, found in pass_over(functools.partial(lower_counts, upper=lower.upper)):
-            lower.add(name, *found)
+        for name, halves in pass_over(functools.partial(lower_counts, upper=lower.upper)):
+            lower.add(name, *halves)
         return lower.found()
 
     def _cost(self, number: int) -> int:

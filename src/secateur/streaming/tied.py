@@ -12,12 +12,13 @@ device may have lost the tie: moving it there makes two tensors of the one.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
 from torch import nn
 
 from secateur.core.parameters import parameters_of
 
-__all__ = ["names_of", "with_ties"]
+__all__ = ["leading", "names_of", "with_ties"]
 
 
 def with_ties(model: nn.Module) -> nn.Module:
@@ -44,3 +45,20 @@ def names_of(model: nn.Module) -> dict[str, tuple[str, ...]]:
     for name, parameter in parameters_of(model).items():
         names.setdefault(id(parameter), []).append(name)
     return {name: tuple(found) for found in names.values() for name in found}
+
+
+def leading(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """For every one of these names the first of them that means the same tensor.
+
+    Args:
+        model: The model.
+        names: Names of parameters, of which several may mean one tensor.
+
+    >>> net = nn.ModuleDict({"a": nn.Linear(2, 2, bias=False), "b": nn.Linear(2, 2, bias=False)})
+    >>> net["b"].weight = net["a"].weight
+    >>> leading(net, ["b.weight", "a.weight"])
+    {'b.weight': 'b.weight', 'a.weight': 'b.weight'}
+    """
+    shared = names_of(model)
+    first: dict[tuple[str, ...], str] = {}
+    return {name: first.setdefault(shared.get(name, (name,)), name) for name in names}

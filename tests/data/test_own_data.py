@@ -104,7 +104,11 @@ def test_tokens_keep_their_type_and_images_of_bytes_are_normalised(own):
 
 def test_a_data_or_the_raw_parts_are_taken_as_they_are(own):
     digits = data.load("digits", limit=20)
-    assert own(digits) is digits
+    found = own(digits)
+    assert (found.train, found.test, found.classes) == (digits.train, digits.test, digits.classes)
+    # the function may have changed the images: its source counts
+    assert found.fingerprint != digits.fingerprint
+    assert own(digits).fingerprint == found.fingerprint
     raw = data.Raw(data.ImageMemory(digits.train.images, digits.train.labels), None, None, digits.classes)
     assert own(raw).classes == digits.classes
 

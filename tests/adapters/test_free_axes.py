@@ -11,8 +11,8 @@ from secateur.adapters import programs
 from secateur.adapters.free_axes import axes_of, input_names, larger
 from secateur.errors import DataError, OptionError, UnknownNameError
 
-pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime", reason="NOT TESTED: ONNX export, as onnxruntime is not installed")
+pytest.importorskip("onnxscript", reason="NOT TESTED: ONNX export, as onnxscript is not installed")
 
 
 class Speech(nn.Module):

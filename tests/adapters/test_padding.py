@@ -58,7 +58,7 @@ def test_a_decoder_is_exported_whether_or_not_its_example_has_padding(
     tmp_path: Path, all_tokens: bool
 ) -> None:
     for name in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(name)
+        pytest.importorskip(name, reason=f"NOT TESTED: ONNX export, as {name} is not installed")
     torch.manual_seed(0)
     model, (ids, mask) = Decoder().eval(), padded()
     done = sc.export(model, tmp_path / "decoder.onnx", (ids, torch.ones_like(mask) if all_tokens else mask))
@@ -186,7 +186,7 @@ def test_only_runtimes_other_than_pytorch_may_differ_at_padding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     for name in ("onnx", "onnxscript", "onnxruntime") if kind == "onnx" else ():
-        pytest.importorskip(name)
+        pytest.importorskip(name, reason=f"NOT TESTED: ONNX export, as {name} is not installed")
     torch.manual_seed(0)
     model, target = Decoder().eval(), tmp_path / f"decoder.{kind}"
     monkeypatch.setattr("secateur.adapters.export.load_program", lambda path, onnx: other_at_padding(model))
@@ -200,7 +200,7 @@ def test_only_runtimes_other_than_pytorch_may_differ_at_padding(
 
 def test_an_int8_file_keeps_the_note_on_padding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(name)
+        pytest.importorskip(name, reason=f"NOT TESTED: ONNX export, as {name} is not installed")
     torch.manual_seed(0)
     model = Decoder().eval()
     options = sc.Int8Options(lost=0.9)
@@ -212,7 +212,7 @@ def test_an_int8_file_keeps_the_note_on_padding(tmp_path: Path, monkeypatch: pyt
 
 def test_a_file_that_differs_at_tokens_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(name)
+        pytest.importorskip(name, reason=f"NOT TESTED: ONNX export, as {name} is not installed")
     torch.manual_seed(0)
     monkeypatch.setattr(
         "secateur.adapters.export.load_program", lambda path, onnx: lambda *given: model(*given) + 1

@@ -101,6 +101,9 @@ def test_the_models_of_a_front_are_written(secateur, recipe):
         assert {"model.safetensors", "masks.safetensors"} <= {path.name for path in folder.iterdir()}
         assert f"{row['trial_number']}  " in out
     gone = rows[0]["trial_number"]
+    Path("front", "front.json").write_text(
+        "[" * 100_000
+    )  # of an earlier call, damaged: it names no folder to remove
     again = ("--over", "prune.budget=0.1:0.6", "--maximize", "sparsity", "--trials", "2", "--out", "front")
     code, out, err = secateur(
         "search", recipe, "--allow-code", "--set", "prune2.budget=0.7", *again, "-q", "--json"

@@ -107,14 +107,13 @@ def with_tokens(example: Example, mask: int) -> Example:
         example: The example.
         mask: The position of the mask among its tensors.
     """
-    count = iter(range(len(tensors_in(example))))
 
-    def one(tensor: torch.Tensor) -> torch.Tensor:
-        if next(count) != mask:
+    def filled(place: int, tensor: torch.Tensor) -> torch.Tensor:
+        if place != mask:
             return tensor
         return torch.where((tensor != 0).any(1, keepdim=True), tensor, torch.ones_like(tensor))
 
-    return map_tensors(one, example)
+    return _changed(example, filled)
 
 
 def _is_mask(tensor: torch.Tensor) -> bool:

@@ -21,9 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.core.json_text import finite
+from secateur.core.json_text import finite, parse
 from secateur.core.pareto import pareto_front
-from secateur.errors import MissingExtraError, OptionError, RecipeError, SecateurError
+from secateur.errors import FormatError, MissingExtraError, OptionError, RecipeError, SecateurError
 from secateur.execution.devices import device_word
 from secateur.lab.database import parsed
 from secateur.lab.display import Progress
@@ -298,9 +298,9 @@ def write_front(found: TrialSearchResult, recipe: Recipe, store: Store, out: Pat
 def _remove_left(out: Path, kept: Collection[str]) -> None:
     """Remove the folders of trials that the `front.json` of an earlier call names and this front does not."""
     try:
-        rows = json.loads((out / "front.json").read_text())
+        rows: Any = parse((out / "front.json").read_bytes(), "front.json")
         before = {f"trial-{int(row['trial_number'])}" for row in rows}
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, FormatError, ValueError, TypeError, KeyError):
         return
     for name in before - set(kept):
         shutil.rmtree(out / name, ignore_errors=True)

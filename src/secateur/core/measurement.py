@@ -97,11 +97,23 @@ class Measurement:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Measurement:
-        """The inverse of `to_dict`, and of `to_json`, which writes NaN as null."""
-        plain = dict(data)
-        if plain.get("value") is None:
-            plain["value"] = math.nan
+        """The inverse of `to_dict`, and of `to_json`, which writes NaN as null.
+
+        >>> Measurement.from_dict({"name": "mse", "value": None, "per_layer": {"fc": None}}).per_layer
+        {'fc': nan}
+        """
+        plain = {**data, "value": _or_nan(data.get("value"))}
+        for field_name in ("per_layer", "spread"):
+            if isinstance(numbers := plain.get(field_name), Mapping):
+                plain[field_name] = {name: _or_nan(number) for name, number in numbers.items()}
+        if isinstance(trials := plain.get("trials"), (list, tuple)):
+            plain["trials"] = tuple(map(_or_nan, trials))
         return cls(**plain)
+
+
+def _or_nan(number: Any) -> Any:
+    """The number, or NaN where JSON has null in its place."""
+    return math.nan if number is None else number
 
 
 def _number(value: float | int) -> str:

@@ -247,7 +247,9 @@ def own_attention(model: onnx.ModelProto) -> None:
 def ratios(name: str, given: argparse.Namespace) -> dict[str, float]:
     """How many times as fast as the dense float file: pruned, INT8, and both; and the agreement of INT8."""
     case = case_of(name, given)
-    options = Int8Options(lost=given.lost, compare=case.batches, own_operators=given.own)
+    options = Int8Options(
+        lost=given.lost, compare=case.batches, own_operators=given.own, reduce_range=not given.eight_bits
+    )
     int8 = "dynamic" if given.dynamic else case.batches
     with tempfile.TemporaryDirectory() as folder:
         kinds = ("dense", "rewritten", "pruned", "INT8", "both")
@@ -289,7 +291,9 @@ def lite0(given: argparse.Namespace) -> Row:
     if not (given.weights and given.data):
         raise SystemExit("lite0 needs --weights FILE.pth and --data FOLDER (CIFAR-10)")
     bench = Lite0(given.weights, given.data)
-    options = Int8Options(calibration="percentile", lost=0.05, compare=bench.others)
+    options = Int8Options(
+        calibration="percentile", lost=0.05, compare=bench.others, reduce_range=not given.eight_bits
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "m.onnx"
         done = export(bench.dense, path, bench.others[0], int8=bench.calibration, int8_options=options)
@@ -314,6 +318,9 @@ def main() -> int:
     parser.add_argument("--own", action="store_true", help="with --dynamic: ONNX Runtime's own operators")
     parser.add_argument(
         "--account", action="store_true", help="where the time of each file goes, by operator"
+    )
+    parser.add_argument(
+        "--eight-bits", action="store_true", help="weights of 8 bits, right where the processor has VNNI"
     )
     parser.add_argument("--lost", type=float, default=0.999, help="agreement that INT8 may lose")
     parser.add_argument("--weights", help="trained weights of resnet20")

@@ -68,6 +68,12 @@ def test_codebooks_stay_and_augmentation_and_precision_count(tmp_path):
     torch.testing.assert_close(found[0], found[2], rtol=0.05, atol=0.02)
 
 
+def test_norms_in_bf16_that_the_processor_emulates_are_said(tmp_path, without_bfloat16):
+    norms = {"kind": "norms", "images": 100, "batch_size": 100, "precision": "bf16"}
+    with pytest.warns(UserWarning, match="this processor has no instructions for bfloat16"):
+        run(recipe(norms), Store(tmp_path))
+
+
 def test_values_are_rounded_before_statistics_are_taken(tmp_path):
     store = Store(tmp_path)
     share = {"kind": "share", "bits": 3}

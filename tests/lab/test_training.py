@@ -169,6 +169,12 @@ def test_bf16_trains_and_the_weights_stay_fp32(digits):
     assert mixed(torch.zeros(1, 64)).dtype == torch.float32  # and its forward is its own again
 
 
+def test_bf16_that_the_processor_emulates_is_said(digits, without_bfloat16):
+    options = TrainingOptions(epochs=1, batch_size=100, precision="bf16")
+    with pytest.warns(UserWarning, match="this processor has no instructions for bfloat16"):
+        train(plain(), digits, options, device="cpu")
+
+
 def test_the_teacher_is_followed(digits):
     teacher = net(1)
     train(teacher, digits, TrainingOptions(epochs=6, lr=0.05, batch_size=32), device="cpu")

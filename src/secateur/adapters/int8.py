@@ -77,7 +77,8 @@ class Int8Options:
         lost: How much accuracy, or agreement, may be lost.
         compare: Batches to compare outputs on; the calibration batches unless given. For "dynamic", the example.
         keep_float: Layers that stay in float in any case, by name or pattern.
-        reduce_range: Whether to use 7 bits for weights, which avoids saturation on CPUs without VNNI.
+        reduce_range: Whether weights have 7 bits, so that the file gives the same outputs on every processor. With 8
+            bits (False) sums of two products are cut off on x86 processors without VNNI, and outputs are wrong there.
         batches: The most calibration batches that are used.
         own_operators: Whether a "dynamic" file may have operators of ONNX Runtime's own (QAttention: attention with its
             products in one), which no other runtime reads. The outputs are the same.
@@ -89,7 +90,7 @@ class Int8Options:
     lost: float = 0.01
     compare: Iterable[object] | None = None
     keep_float: str | Sequence[str] = ()
-    reduce_range: bool = False
+    reduce_range: bool = True
     batches: int = 32
     own_operators: bool = False
 
@@ -136,6 +137,7 @@ class Int8Report:
         quantised: How many layers with weights are in INT8.
         float_layers: The layers that were left in float.
         layers: What each layer alone changes, the most sensitive first; empty where all could be quantised.
+        weight_bits: Bits of a weight: 7, or 8 with `reduce_range=False`.
     """
 
     method: str
@@ -148,11 +150,12 @@ class Int8Report:
     quantised: int
     float_layers: tuple[str, ...] = ()
     layers: tuple[Int8Layer, ...] = ()
+    weight_bits: int = 7
 
     def __str__(self) -> str:
         lines = [
-            f"INT8 ({self.method}): {self.judged_by} {self.before:.4f} -> {self.after:.4f}, at least "
-            f"{self.limit:.4f} must hold; noise {self.noise:.2e} of the outputs",
+            f"INT8 ({self.method}, weights of {self.weight_bits} bits): {self.judged_by} {self.before:.4f} -> "
+            f"{self.after:.4f}, at least {self.limit:.4f} must hold; noise {self.noise:.2e} of the outputs",
             f"{self.quantised} layers in INT8, {len(self.float_layers)} in float"
             + (f": {', '.join(self.float_layers)}" if self.float_layers else ""),
         ]
@@ -213,6 +216,7 @@ def write_int8(
         sum(name != OTHERS for name in units) - len(in_float),
         in_float,
         found.layers,
+        weight_bits=7 if options.reduce_range else 8,
     )
 
 

@@ -25,6 +25,7 @@ from secateur.core.nested import tensors_in
 from secateur.core.targets import select
 from secateur.errors import NonFiniteError, OptionError
 from secateur.execution.example import Batch
+from secateur.execution.processors import warn_of_slow_bfloat16
 
 __all__ = ["FewValues", "Tuning", "blocks_of", "tune"]
 
@@ -214,6 +215,8 @@ class _Pair:
         self._kept: dict[int, tuple[Any, list[torch.Tensor]]] = {}
         self._room = _KEPT_BYTES
         self._device = next(student.parameters()).device.type
+        if options.precision == "bf16":
+            warn_of_slow_bfloat16(self._device)
 
     @contextmanager
     def watching(self) -> Iterator[None]:

@@ -14,7 +14,7 @@ In reading order:
 - `gradients`: gradients of the loss over many batches, summed in a wide type.
 - `sound_weights`: refuse a model with NaN in its weights.
 - `operator_costs`: the multiply-accumulates of every operator.
-- `processors`: how many processors this process may use.
+- `processors`: how many processors this process may use, and whether they multiply bfloat16.
 - `verb`: the guarantees of every verb: a failure leaves the model as it was, and two threads do not share one.
 
 >>> import torch

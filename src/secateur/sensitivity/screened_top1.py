@@ -34,6 +34,7 @@ import torch
 from torch import nn
 
 from secateur.core.out_of_memory import raise_if_out_of_memory
+from secateur.execution.processors import multiplies_bfloat16
 from secateur.sensitivity.folded_forward import FoldedForward, record
 
 __all__ = ["ScreenedTop1"]
@@ -76,7 +77,7 @@ class ScreenedTop1:
         folded = record(model, [batch[0] for batch in batches], limit)
         if isinstance(folded, str):
             return folded
-        found = cls(model, folded, [batch[1] for batch in batches], _has_bfloat16())
+        found = cls(model, folded, [batch[1] for batch in batches], multiplies_bfloat16())
         try:
             with torch.no_grad():
                 first = torch.arange(min(_REFERENCE, found.counts[0]))
@@ -198,9 +199,3 @@ def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
     """By how much, at most, a difference of two outputs of one image differs: NaN where something is not finite."""
     apart = one - other
     return float((apart.amax(1) - apart.amin(1)).max())
-
-
-def _has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 in hardware; without it float32 is faster."""
-    known = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(bool(getattr(torch.cpu, name, lambda: False)()) for name in known)

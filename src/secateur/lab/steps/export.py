@@ -12,7 +12,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
@@ -32,6 +32,7 @@ __all__ = ["ExportStep"]
 class ExportStep(Step):
     """Write the model for other runtimes, and compare what the file computes with PyTorch."""
 
+    version: ClassVar[int] = 2
     file: str = Field(
         "model.onnx", description="the file's name among the results: .onnx, or .pt2 (torch.export)"
     )
@@ -46,6 +47,10 @@ class ExportStep(Step):
     percentile: float = Field(99.99, description="share of values that 'percentile' keeps, in percent")
     lost: float = Field(0.01, ge=0, lt=1, description="accuracy that INT8 may lose on the validation images")
     keep_float: str | tuple[str, ...] = Field((), description="layers that stay in float, by name or pattern")
+    reduce_range: bool = Field(
+        True,
+        description="INT8 weights of 7 bits, the same outputs on every processor; false: 8 bits, for VNNI or ARM",
+    )
     tolerance: float = Field(
         1e-4, gt=0, description="largest difference of the float file's outputs from PyTorch's"
     )
@@ -105,6 +110,7 @@ class ExportStep(Step):
             lost=self.lost,
             compare=CalibrationImages(work.data.validation, self.calibrate, self.batch_size, seed=work.seed),
             keep_float=self.keep_float,
+            reduce_range=self.reduce_range,
             batches=-(-self.calibrate // self.batch_size),
         )
 

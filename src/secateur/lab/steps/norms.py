@@ -21,6 +21,7 @@ from torch import nn
 from secateur.container.scalar_rounding import round_books
 from secateur.core.measurement import Measurements
 from secateur.errors import OptionError
+from secateur.execution.processors import warn_of_slow_bfloat16
 from secateur.lab.state import State
 from secateur.lab.steps import Result, Step, Work
 from secateur.lab.steps.train import Augmentation, augmentation
@@ -76,6 +77,8 @@ class NormsStep(Step):
         if self.codebook_bits is not None:
             self._round(state, self.codebook_bits)
         state.model.to(work.device)
+        if self.precision == "bf16":
+            warn_of_slow_bfloat16(work.device)
         with torch.autocast(torch.device(work.device).type, torch.bfloat16, enabled=self.precision == "bf16"):
             most = len(work.data.train) // self.batch_size
             reestimate_batch_norm(state.model, batches(), batches=most, same_outputs=self.same_outputs)

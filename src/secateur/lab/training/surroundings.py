@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from secateur.errors import OptionError
+from secateur.execution.processors import warn_of_slow_bfloat16
 from secateur.lab.training.options import TrainingOptions
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def accelerated(options: TrainingOptions, device: torch.device) -> Iterator[Acce
     environment = os.environ.get("ACCELERATE_TORCH_DEVICE")
     for state in shared:
         state.clear()
+    if options.precision == "bf16":
+        warn_of_slow_bfloat16(device)
     mixed = options.precision if options.precision in ("bf16", "fp16") else "no"
     try:
         if not launched:

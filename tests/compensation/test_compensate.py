@@ -376,7 +376,9 @@ def test_tuning_in_bf16_sees_the_weights_of_each_step() -> None:
 def test_tuning_in_bf16_that_the_processor_emulates_is_said(without_bfloat16) -> None:
     model = Residual().eval()
     with pytest.warns(UserWarning, match="this processor has no instructions for bfloat16"):
-        sc.compensate(model, sc.prune(model, budget=0.8), images(), tune=sc.Tuning(passes=1, precision="bf16"))
+        sc.compensate(
+            model, sc.prune(model, budget=0.8), images(), tune=sc.Tuning(passes=1, precision="bf16")
+        )
 
 
 def test_tuning_that_does_not_help_is_taken_back() -> None:

@@ -91,7 +91,9 @@ def test_what_a_store_keeps_it_gives_back(options: dict, log: dict, measured: li
 @QUICK
 @given(rows)
 @example([Measurement("a", 1.0, "\r"), Measurement("b\n", math.nan, ",")])
-@example([Measurement("a", math.nan, per_layer={"fc": math.nan}, trials=(math.nan,), spread={"low": math.nan})])
+@example(
+    [Measurement("a", math.nan, per_layer={"fc": math.nan}, trials=(math.nan,), spread={"low": math.nan})]
+)
 def test_tables_that_are_written_are_read_by_other_programs(measured: list[Measurement]):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur.adapters import _fresh, hf_modelling, huggingface
+from secateur.adapters import _fresh, hf_forms, hf_modelling, huggingface
 from secateur.adapters.hf_layers import with_fewer_layers
 from secateur.adapters.served import Served
 from secateur.errors import FormatError, NothingToDoError, OptionError, ProofError
@@ -109,7 +109,7 @@ def test_a_folder_that_computes_something_else_is_not_written(shrunk, tmp_path, 
 
     def another(request, inputs):
         assert (request.path / "config.json").is_file()
-        found = huggingface._outputs(small.model, inputs, request.generate)
+        found = hf_forms.outputs_of(small.model, inputs, request.generate)
         return Served({**found, "logits": found["logits"] + 1}, 0.0)
 
     monkeypatch.setattr(huggingface, "serve", another)
@@ -152,7 +152,7 @@ def test_a_buffer_that_moving_to_bfloat16_rounded_is_named_with_what_to_do(tmp_p
 
     def served(request, inputs):
         loaded = type(model).from_pretrained(request.path, dtype="auto").eval()
-        return Served(huggingface._outputs(loaded, inputs, request.generate), 0.0)
+        return Served(hf_forms.outputs_of(loaded, inputs, request.generate), 0.0)
 
     monkeypatch.setattr(huggingface, "serve", served)
     model = llama().to(torch.bfloat16)
@@ -205,7 +205,7 @@ def test_smaller_heads_are_a_plain_configuration_and_computed_up_to_rounding(tmp
 
     def served(request, inputs):
         loaded = type(model).from_pretrained(request.path).eval()
-        seen.append(huggingface._outputs(loaded, inputs, request.generate))
+        seen.append(hf_forms.outputs_of(loaded, inputs, request.generate))
         return Served(seen[-1], 0.0)
 
     monkeypatch.setattr(huggingface, "serve", served)
@@ -349,7 +349,7 @@ def test_without_memory_for_float64_outputs_are_compared_in_the_models_own_type(
 
     monkeypatch.setattr(nn.Module, "double", no_memory)
     if why == "large":
-        monkeypatch.setattr(huggingface, "_LARGE", 0)
+        monkeypatch.setattr(hf_forms, "_LARGE", 0)
     quick = sc.HuggingFaceOptions(check=False, generate=0)
     assert sc.save_pretrained(small, tmp_path / "small", example, options=quick).form == "config"
     assert bool(asked) == (why == "out of memory")
@@ -357,9 +357,9 @@ def test_without_memory_for_float64_outputs_are_compared_in_the_models_own_type(
 
 def test_rounding_has_a_bound_in_the_models_own_type_too(tmp_path, monkeypatch):
     small, example = _smaller_heads()
-    assert huggingface._tolerance(small.model) == 1e-4
-    assert huggingface._tolerance(nn.Linear(2, 2, dtype=torch.bfloat16)) == 0.0625
-    monkeypatch.setattr(huggingface, "_tolerance", lambda model: 1e-12)
+    assert hf_forms.tolerance(small.model) == 1e-4
+    assert hf_forms.tolerance(nn.Linear(2, 2, dtype=torch.bfloat16)) == 0.0625
+    monkeypatch.setattr(hf_forms, "tolerance", lambda model: 1e-12)
     only = sc.HuggingFaceOptions(check=False, generate=0, form="config")
     with pytest.raises(OptionError, match=r"form 'config': the configuration has no field for what"):
         sc.save_pretrained(small, tmp_path / "small", example, options=only)

@@ -9,8 +9,8 @@ Files, in reading order:
   `onnx_heads` keeps heads beside each other, `onnx_attention` puts attention into one operator),
   `onnx_model` (a file that is called like a module) and `runtimes` (OpenVINO and ExecuTorch).
 - `huggingface`: `sc.save_pretrained`, a model of transformers as a folder that loads without secateur. It uses
-  `hf_layers` (`per_layer_config`, fewer layers), `hf_modelling` (a generated modelling file), `served` and `_fresh`
-  (an artefact run in a process that cannot import secateur). `promises` records what an artefact promises, and checks
+  `hf_forms` (the simplest form that says the widths), `hf_layers` (`per_layer_config`, fewer layers), `hf_modelling` (a
+  generated modelling file), `served` and `_fresh` (an artefact run in a process that cannot import secateur). `promises` records what an artefact promises, and checks
   it.
 - `ultralytics`: `sc.save_yolo` and `sc.yolo_trainer`, YOLO models as checkpoints that load without secateur, and
   ultralytics' trainer for models that are cut; `ultralytics_training`: `train_yolo`, which reads no pickle meanwhile.

@@ -13,7 +13,6 @@ True
 
 from __future__ import annotations
 
-import copy
 import importlib
 import inspect
 import json
@@ -30,14 +29,12 @@ import torch
 from torch import nn
 
 from secateur.adapters import hf_modelling
-from secateur.adapters.hf_layers import built, following_widths, per_layer, with_fewer_layers
+from secateur.adapters.hf_forms import Answer, described, outputs_of
 from secateur.adapters.promises import promise
 from secateur.adapters.served import ServeRequest, difference, serve
 from secateur.core.measurement import Measurements
 from secateur.core.new_folders import check_new_folder
-from secateur.core.out_of_memory import is_out_of_memory, raise_if_out_of_memory
 from secateur.errors import MissingExtraError, OptionError, ProofError
-from secateur.execution.undisturbed import undisturbed
 from secateur.execution.verb import verb
 from secateur.structure.hf.rotary import rebuilt
 from secateur.structure.shrink import Shrunk
@@ -146,8 +143,8 @@ def save_pretrained(
     target = Path(folder)
     _check(net, target, options)
     kind = hf_modelling.original_class(net)
-    own = _Answer(example, _outputs(net, example, options.generate), options.generate)
-    form, config, source, served = _described(net, kind, options.form, own)
+    own = Answer(example, outputs_of(net, example, options.generate), options.generate)
+    form, config, source, served = described(net, kind, options.form, own)
     loader, auto = _loaders(kind, config)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".secateur-") as scratch:
@@ -194,161 +191,6 @@ def _check(model: nn.Module, target: Path, options: HuggingFaceOptions) -> None:
     if options.form not in _FORMS:
         raise OptionError(f"form: expected one of {', '.join(_FORMS)}, got {options.form!r}")
     check_new_folder(target)
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """What a model is called with, and its outputs; `tokens` are generated as well, where it can."""
-
-    example: Mapping[str, torch.Tensor]
-    outputs: Mapping[str, torch.Tensor]
-    tokens: int = 0
-
-    def error(self, other: _Answer) -> float:
-        """How far the outputs of another are from these, generated tokens left out."""
-        mine, theirs = (
-            {name: each for name, each in one.outputs.items() if name != "generated"} for one in (self, other)
-        )
-        return difference(mine, theirs)
-
-
-def _described(
-    model: nn.Module, kind: type[nn.Module], form: str, answer: _Answer
-) -> tuple[str, Any, str, _Answer]:
-    """The form, the configuration, the source of a modelling file where one is needed, and what will be answered."""
-    config = with_fewer_layers(model, model.config)
-    changes = hf_modelling.differences(model, built(kind, config))
-    unsaid = _widths(changes, model) or _unsaid(kind, config, changes)
-    plain = form in ("auto", "config") and bool(changes) and not unsaid
-    served = _computed(built(kind, config), model, config, answer) if plain else None
-    if served is not None:
-        return "config", config, "", served
-    if not changes:
-        if form not in ("auto", "config"):
-            raise OptionError(
-                f"form: the configuration alone holds all widths; expected 'config', got {form!r}"
-            )
-        return "config", config, "", answer
-    first = next(iter(unsaid or changes))
-    if form == "config":
-        raise OptionError(
-            f"form 'config': the configuration has no field for what {first!r} differs in; use form='auto'"
-        )
-    layered = per_layer(kind, model, config) if form != "code" else None
-    if layered is not None and not hf_modelling.differences(model, built(kind, layered)):
-        return "per_layer_config", layered, "", answer
-    if form == "per_layer_config":
-        raise OptionError(
-            f"form 'per_layer_config': the installed transformers cannot express with it how {first!r} differs; use "
-            "form='auto'"
-        )
-    source = hf_modelling.modelling_source(model, changes)
-    config = copy.deepcopy(config)
-    setattr(config, hf_modelling.KEY, changes)
-    return "code", config, source, answer
-
-
-def _widths(changes: hf_modelling.Changes, model: nn.Module) -> list[str]:
-    """The modules that have stored tensors of other shapes, not only other numbers or another class."""
-    stored = model.state_dict()
-    return [
-        path
-        for path, entry in changes.items()
-        if any(f"{path}.{name}".lstrip(".") in stored for name in entry.get("tensors") or ())  # type: ignore[attr-defined]
-    ]
-
-
-def _unsaid(kind: type[nn.Module], config: Any, changes: hf_modelling.Changes) -> list[str]:
-    """The modules with a number that the configuration must state, whether or not an example shows what it does.
-
-    It need not state what a width of it decides where the module is built, if that is larger in the model: the cut left
-    there what the dense model had. Where it states rotary frequencies it states the scale of attention with them.
-    """
-    base = dict(built(kind, config).named_modules())
-    numbers: list[tuple[str, str, object]] = [
-        (path, name, value)
-        for path, entry in changes.items()
-        for name, value in (entry.get("attributes") or {}).items()  # type: ignore[attr-defined]
-        if not (_states_frequencies(config) and name in _SCALES)
-    ]
-    left = {
-        (path, name)
-        for path, name, value in numbers
-        if isinstance(value, int) and isinstance(was := getattr(base[path], name, None), int) and value > was
-    }
-    if len(left) == len(numbers):
-        left = following_widths(kind, config, left)
-    return [path for path, name, _ in numbers if (path, name) not in left]
-
-
-_SCALES = ("scaling", "attention_scaling")
-"""What a rotary family calls the scales of attention, which every call uses: the comparison sees them."""
-
-
-def _states_frequencies(config: Any) -> bool:
-    """Whether a configuration states rotary frequencies one by one."""
-    rope = getattr(config, "rope_parameters", None)
-    return isinstance(rope, dict) and rope.get("rope_type") == "longrope"
-
-
-def _computed(base: nn.Module, model: nn.Module, config: Any, answer: _Answer) -> _Answer | None:
-    """The outputs of what the configuration builds, with the model's tensors; None where it computes something else.
-
-    Rotary frequencies that were kept are said as factors, which gives the same up to rounding: the outputs must agree
-    within `_tolerance`, and in float64 within `_ROUNDING` where the memory is enough for that.
-    """
-    try:
-        _fill_(base, model, config)
-        found = _Answer(answer.example, _outputs(base, answer.example, answer.tokens), answer.tokens)
-        if not difference(answer.outputs, found.outputs):
-            return answer
-        if _states_frequencies(config) and answer.error(found) <= _tolerance(model):
-            apart = _apart_in_float64(base, model, answer.example)
-            return found if apart is None or apart < _ROUNDING else None
-    except (
-        Exception
-    ) as error:  # the class fails in its own way where its configuration does not describe the model
-        raise_if_out_of_memory(error)
-    return None
-
-
-_ROUNDING = 1e-5  # norms and rotary angles are computed in float32 also in a model in float64
-_LARGE = 2 << 30
-"""Bytes of weights from which no copy in float64 is made; it would take up to four times as many."""
-
-
-def _tolerance(model: nn.Module) -> float:
-    """How far outputs may be apart, of the largest, where two models differ in rounding alone."""
-    steps = (torch.finfo(each.dtype).eps for each in model.parameters() if each.is_floating_point())
-    return max(1e-4, 8 * max(steps, default=0.0))
-
-
-def _apart_in_float64(base: nn.Module, model: nn.Module, example: Mapping[str, torch.Tensor]) -> float | None:
-    """How far the outputs of copies in float64 are apart; None where the memory is not enough for a copy."""
-    if sum(each.nbytes for each in model.parameters()) > _LARGE:
-        return None
-    example = {name: each.double() if each.is_floating_point() else each for name, each in example.items()}
-    try:
-        exact = [_Answer(example, _outputs(copy.deepcopy(one).double(), example, 0)) for one in (model, base)]
-    except Exception as error:
-        if is_out_of_memory(error):
-            return None
-        raise
-    return exact[0].error(exact[1])
-
-
-def _fill_(base: nn.Module, model: nn.Module, config: Any) -> None:
-    """Give a model without values the tensors of another; what no file holds is built from the configuration."""
-    base.load_state_dict(model.state_dict(), assign=True)
-    if hasattr(model, "generation_config"):
-        base.generation_config = model.generation_config
-    for path, module in base.named_modules():
-        empty = [name for name, buffer in module._buffers.items() if buffer is not None and buffer.is_meta]
-        again = rebuilt(module, config) if empty and not list(module.parameters()) else None
-        for name in empty:
-            theirs = model.get_submodule(path).get_buffer(name)
-            mine = theirs if again is None else again.get_buffer(name).to(theirs.device)
-            module.register_buffer(name, mine, persistent=False)
 
 
 def _loaders(kind: type[nn.Module], config: object) -> tuple[str, list[str]]:
@@ -417,20 +259,7 @@ def _name_the_class(place: Path, kind: type, auto: Sequence[str]) -> None:
     path.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
 
-def _outputs(model: Any, example: Mapping[str, torch.Tensor], tokens: int) -> dict[str, torch.Tensor]:
-    """The model's outputs for the example, and the tokens that it generates if it can."""
-    from secateur.adapters._fresh import flat
-
-    with undisturbed(model, mode="eval"), torch.no_grad():
-        outputs = flat(model(**example))
-        if tokens and "input_ids" in example and getattr(model, "can_generate", lambda: False)():
-            outputs["generated"] = model.generate(
-                example["input_ids"], max_new_tokens=tokens, do_sample=False
-            )
-    return outputs
-
-
-def _checked(request: ServeRequest, target: Path, answer: _Answer, model: nn.Module) -> float:
+def _checked(request: ServeRequest, target: Path, answer: Answer, model: nn.Module) -> float:
     """The seconds of a call in a fresh process; raises where it gives other outputs there."""
     otherwise = "use small.save and sc.load_shrunk" if request.code else "use form='code', or small.save"
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -412,6 +413,51 @@ def test_both_ways_of_a_flag_are_cut_and_proved(flag: object) -> None:
     masks.apply_(model)
     for each in (True, False):
         torch.testing.assert_close(small.model(x, each), model(x, each))
+
+
+class Branches(nn.Module):
+    """A name decides which branch reads the first layer; the example leaves it to its default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 16)
+        self.branches = nn.ModuleDict({"left": nn.Linear(16, 8), "right": nn.Linear(16, 8)})
+        self.out = nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor, scale: float = 1.0, branch: str = "left") -> torch.Tensor:
+        return self.out(self.branches[branch](self.a(x).relu()).relu()) * scale
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        lambda x: x,
+        lambda x: (x, 2.0),
+        lambda x: (x, 1.0, "right"),
+        lambda x: {"x": x},
+        lambda x: {"x": x, "branch": "right"},
+    ],
+)
+def test_every_branch_that_a_name_chooses_is_cut_and_proved(example) -> None:
+    torch.manual_seed(0)
+    model, x = Branches().eval(), torch.randn(3, 4)
+    masks = sc.prune(model, "l2", "channel", 0.5, example=example(x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small = sc.shrink(model, masks, example(x))
+    assert [each.in_features for each in small.model.branches.values()] == [8, 8]
+    assert small.proof.unreached == ()
+    masks.apply_(model)
+    for branch in ("left", "right"):
+        torch.testing.assert_close(small.model(x, branch=branch), model(x, branch=branch))
+
+
+def test_a_cut_past_layers_that_no_input_reaches_is_said() -> None:
+    torch.manual_seed(0)
+    model, x = Choosing().eval(), (torch.randn(3, 4), 1)  # no other number can be guessed
+    masks = sc.prune(model, "l2", "channel", 0.5, example=x)
+    with pytest.warns(UserWarning, match=r"c, spare: not reached by the example.*skip= in prune"):
+        sc.shrink(model, masks, x)
 
 
 def test_layers_that_no_input_reaches_are_named() -> None:

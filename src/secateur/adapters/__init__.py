@@ -10,8 +10,8 @@ Files, in reading order:
   `onnx_model` (a file that is called like a module) and `runtimes` (OpenVINO and ExecuTorch).
 - `huggingface`: `sc.save_pretrained`, a model of transformers as a folder that loads without secateur. It uses
   `hf_forms` (the simplest form that says the widths), `hf_layers` (`per_layer_config`, fewer layers), `hf_modelling` (a
-  generated modelling file), `served` and `_fresh` (an artefact run in a process that cannot import secateur). `promises` records what an artefact promises, and checks
-  it.
+  generated modelling file), `served` and `_fresh` (an artefact run in a process that cannot import secateur).
+  `promises` records what an artefact promises, and checks it.
 - `ultralytics`: `sc.save_yolo` and `sc.yolo_trainer`, YOLO models as checkpoints that load without secateur, and
   ultralytics' trainer for models that are cut; `ultralytics_training`: `train_yolo`, which reads no pickle meanwhile.
 - `two_of_four`: the speed-up of a 2:4 pattern on this machine.

@@ -34,6 +34,7 @@ __all__ = [
     "call_arguments",
     "check_training",
     "first_example",
+    "left_to_defaults",
     "own_call",
     "read_batch",
     "takes_a_dict",
@@ -235,6 +236,31 @@ def _needed(model: nn.Module | None) -> set[str]:
         for parameter in _parameters(model)
         if parameter.default is parameter.empty
         and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+
+
+def left_to_defaults(model: nn.Module | None, example: Example) -> dict[str, object]:
+    """The arguments that a call on the example leaves to the forward's defaults, in order, as it could be given them.
+
+    Args:
+        model: The model; None has none.
+        example: The example.
+
+    >>> class Tower(nn.Module):
+    ...     def forward(self, x, scale=1.0, *, deep=False): ...
+    >>> left_to_defaults(Tower(), torch.zeros(1)), left_to_defaults(Tower(), {"x": 1, "scale": 2.0})
+    ({'scale': 1.0}, {'deep': False})
+    """
+    args, keywords = call_arguments(example)
+    if takes_a_dict(model, keywords):
+        return {}
+    found = [each for each in _parameters(model) if each.kind is not each.VAR_KEYWORD]
+    if not keywords:
+        found = [each for each in found[len(args) :] if each.kind is each.POSITIONAL_OR_KEYWORD]
+    return {
+        each.name: each.default
+        for each in found
+        if each.default is not each.empty and each.name not in keywords
     }
 
 

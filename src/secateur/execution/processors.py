@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import platform
-import warnings
 
 import torch
+
+from secateur.core.user_warnings import warn
 
 __all__ = ["cores", "multiplies_bfloat16", "warn_of_slow_bfloat16"]
 
@@ -41,9 +42,8 @@ def warn_of_slow_bfloat16(device: torch.device | str) -> None:
         and platform.machine().lower() in _X86
         and not multiplies_bfloat16()
     ):
-        warnings.warn(
+        warn(
             "precision bf16: this processor has no instructions for bfloat16, and emulates it many times slower than "
             "it computes float32; take precision fp32 here (in a recipe: --set train.precision=fp32, by the step's "
-            "label)",
-            stacklevel=3,
+            "label)"
         )

@@ -51,7 +51,8 @@ class ProofOptions(ComparedByCall):
             what runs (layers skipped at random), several seeds are compared together. Large models are only recorded
             there, without values, unless `every` is set or a call of its own is given.
         other_shapes: Whether other batch sizes, image sizes and lengths are proved too, where the model accepts them,
-            and the other way of every flag that decides which parameters are used.
+            and the other way of every flag that decides which parameters are used: a boolean, or a text that names a
+            branch of an `nn.ModuleDict`.
         every: Whether every input is run in every mode. Otherwise large inputs are run in one mode each, so that every
             mode and every input occurs.
         tolerance: The largest difference that counts as equal, as a share of the largest output.
@@ -106,8 +107,8 @@ class ProofCase:
 
     Attributes:
         what: "example" (the values given), or "fresh", "batch" or "size": fresh values of the example's shape, of
-            another batch size, or of another image size or length; "flag" where a boolean is turned round by which the
-            model chooses what it runs; "training" for the check of the forward in training.
+            another batch size, or of another image size or length; "flag" where a boolean or the name of a branch is
+            another, by which the model chooses what it runs; "training" for the check of the forward in training.
         shapes: The shapes of the input's tensors.
         mode: How both models were run: one of `MODES`.
         error: The largest difference over the largest output; NaN where shapes alone were compared.

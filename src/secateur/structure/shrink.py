@@ -29,6 +29,7 @@ from secateur.errors import NothingToDoError, OptionError, ProofError
 from secateur.execution.example import Training, check_training
 from secateur.execution.sound_weights import check_sound
 from secateur.execution.verb import verb
+from secateur.structure.beyond_inputs import warn_of_unreached
 from secateur.structure.beyond_masks import warn_of_constants
 from secateur.structure.cut.plan import ShrinkPlan, mark_model
 from secateur.structure.cut.trial import without_locked
@@ -199,6 +200,7 @@ def shrink(
     done, found = work.run()
     if found.equality:
         found = replace(found, besides=warn_of_constants(model, masks, done, example, found))
+    warn_of_unreached(model, done.plan, found)
     plan = replace(done.plan, proof=found.domain)
     mark_model(done.model, plan, model)
     return Shrunk(done.model, found, plan, done.left, (*done.locked, *work.locks.values()), done.unsaid)

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test quick extras zoo foreign ray lint hashes site dist workflows bench bench-check headline headline-train fuzz faults mutants accelerator studies-doc clean
+.PHONY: demo test quick extras zoo foreign ray lint hashes site dist workflows bench bench-check headline headline-train fuzz fuzz-models faults mutants accelerator studies-doc clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
@@ -94,6 +94,10 @@ headline-train: $(STAMP)
 # Hostile files for every reader, ten minutes: make fuzz SECONDS=3600. Sittings on the same sources add up.
 fuzz: $(STAMP)
 	$(BIN)/python -m attacks.fuzz --seconds $(or $(SECONDS),600) --keep fuzz-sittings.json
+
+# Random models through explain, prune, shrink, save and load, ten minutes: make fuzz-models SECONDS=3600 SEED=1000
+fuzz-models: $(STAMP)
+	$(BIN)/python -m attacks.models --seconds $(or $(SECONDS),600) --seed $(or $(SEED),0)
 
 # Two hundred kills, two hundred I/O errors and wants of memory in the middle of a run, each resumed: some six minutes
 faults: $(STAMP)

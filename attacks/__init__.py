@@ -1,1 +1,1 @@
-"""Hostile .sct files: what is done to honest ones, and what the reader must make of them."""
+"""Hostile files for every reader, faults in the middle of a run, and random models for the verbs."""

@@ -120,6 +120,31 @@ def test_what_cannot_leave_says_why() -> None:
     ]
 
 
+def test_a_block_of_weight_norms_leaves_by_its_scales() -> None:
+    """A direction of zeros would be 0 / 0: masks drop the scales, and the masked model still gives numbers."""
+    model = seeded(Stack(3))
+    for block in model.blocks:
+        nn.utils.parametrizations.weight_norm(block.out)
+    masks = sc.prune(model, "random", "layer", sc.budget.Overall(0.3), example=X)
+    gone = {name.rpartition(".")[2] for name in masks if not masks[name].any()}
+    assert gone == {"weight", "bias", "original0"}
+    small = sc.shrink(model, masks, X)
+    assert len(small.model.blocks) < 3
+    assert torch.allclose(masks.apply_(copy.deepcopy(model))(X), small.model(X))
+
+
+def test_a_block_that_zeros_make_divide_by_zero_says_so() -> None:
+    class Unit(Residual):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            weight = self.out.weight / self.out.weight.norm()
+            return x + nn.functional.linear(torch.tanh(self.fc(x)), weight)
+
+    refused = find_blocks(nn.Sequential(Unit(), nn.Linear(4, 2)), X).refused
+    assert [(each.path, each.reason) for each in refused] == [
+        ("0", "with zeros for its weights div divides by 0")
+    ]
+
+
 def test_a_parameter_shared_with_another_layer_holds_a_block() -> None:
     model = Stack(2)
     model.blocks[1].fc.weight = model.blocks[0].out.weight

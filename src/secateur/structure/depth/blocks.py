@@ -30,6 +30,8 @@ from secateur.structure.depth.zeros import (
     GROUP_NORMS,
     LAYER_NORMS,
     VIEWS,
+    WEIGHT_NORMS,
+    divides_by_zero,
     gives_zero,
     plain_name,
 )
@@ -55,7 +57,8 @@ class RemovableBlock:
     Attributes:
         path: The module's dotted name, such as "layer1.2".
         kind: "residual", where zeros for weights make it the identity; or "normalised", where it is bypassed.
-        parameters: The names of all of its parameters.
+        parameters: The names of its parameters, without those that a weight norm divides by their length: of zeros that
+            makes no numbers, and the scale beside them is enough.
         shape: The shape of its input and output on the example.
     """
 
@@ -113,7 +116,9 @@ def find_blocks(model: nn.Module, example: object) -> RemovableBlocks:
         own = own_of.get(path, ())
         answer = recorded.judged(path, own, named)
         if isinstance(answer, RemovableBlock):
-            found.append(replace(answer, parameters=tuple(name for name in own if name in first)))
+            found.append(
+                replace(answer, parameters=tuple(name for name in answer.parameters if name in first))
+            )
         elif answer is not None:
             refused.append(answer)
     for path in attributes:
@@ -233,21 +238,28 @@ class _Recorded:
         inputs = self._taken(ops, out)
         if not inputs:
             return Refusal(path, f"no input has the shape of its output {out.shape}")
-        aliases = self.found.aliases
-        zeros = {
-            self.found.parameters[name].id
-            for name in (aliases.get(name, name) for name in own)
-            if name in self.found.parameters
-        }
+        gone = self._without_directions(own, ops)
+        zeros = {ref.id for ref in map(self._parameter, gone) if ref is not None}
         for kind in (RESIDUAL, NORMALISED):
             for ref in inputs:
                 walk = _Walk(self, ops, ref, zeros, kind)
+                if walk.endless:
+                    return Refusal(path, f"with zeros for its weights {walk.endless} divides by 0")
                 if walk.ends_in(out):
                     self.streams[path] = Stream(path, ref.id, out.id, ops[0].index, ops[-1].index)
-                    return RemovableBlock(path, kind, tuple(own), out.shape)
+                    return RemovableBlock(path, kind, gone, out.shape)
         return Refusal(
             path, "with zeros for its weights its output is not its input: the shortcut has its own layers"
         )
+
+    def _parameter(self, name: str) -> TensorRef | None:
+        return self.found.parameters.get(self.found.aliases.get(name, name))
+
+    def _without_directions(self, own: Sequence[str], ops: Sequence[Op]) -> tuple[str, ...]:
+        """The parameters of a block but for those that a weight norm divides by their length."""
+        directions = {op.args[0].id for op in ops if plain_name(op) in WEIGHT_NORMS}
+        refs = [(name, self._parameter(name)) for name in own]
+        return tuple(name for name, ref in refs if ref is None or ref.id not in directions)
 
     def _entangled(
         self, path: str, ops: Sequence[Op], own: Sequence[str], named: Mapping[str, nn.Parameter]
@@ -262,7 +274,7 @@ class _Recorded:
             return f"it shares a parameter with {shared!r}"
         first, last = ops[0].index, ops[-1].index
         for name in own:
-            ref = self.found.parameters.get(self.found.aliases.get(name, name))
+            ref = self._parameter(name)
             used = [] if ref is None else self.users.get(ref.id, [])
             if any(not first <= index <= last for index in used):
                 return f"{name!r} is read outside it"
@@ -362,6 +374,7 @@ class _Walk:
         self.start = start
         self.first = ops[0].index
         self.zero = set(zeros)
+        self.endless = ""  # the operator that makes no number of a 0
         self.same = {
             start.id: 0
         }  # tensors that equal the input, or norms of it, with the number of additions passed
@@ -377,6 +390,8 @@ class _Walk:
         results = op.results()
         if not results:
             return
+        if divides_by_zero(op, lambda ref: ref.id in self.zero):
+            self.endless = plain_name(op)
         carried = self._carried(op, results[0])
         is_zero = carried is None and gives_zero(op, lambda ref: ref.id in self.zero)
         for ref in results:

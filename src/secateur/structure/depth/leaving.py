@@ -94,7 +94,7 @@ def dropped_blocks(model: nn.Module, masks: Masks, example: object) -> tuple[Rem
     named = [name for name, _ in model.named_parameters()]
     for path in entries_of(model):
         own = [name for name in named if name.startswith(path + ".")]
-        if own and gone.issuperset(own):
+        if not gone.isdisjoint(own):
             break
     else:
         return ()

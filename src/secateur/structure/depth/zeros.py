@@ -21,7 +21,7 @@ from secateur.structure.groups.rules.attention import FUSED
 from secateur.structure.groups.rules.elementwise import KEEPS_ZERO
 from secateur.structure.trace.trace import Op, TensorRef
 
-__all__ = ["gives_zero", "plain_name"]
+__all__ = ["divides_by_zero", "gives_zero", "plain_name"]
 
 IsZero = Callable[[TensorRef], bool]
 
@@ -39,6 +39,8 @@ BATCH_NORMS = frozenset(
 )
 LAYER_NORMS = frozenset({"native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm"})
 GROUP_NORMS = frozenset({"native_group_norm", "group_norm"})
+WEIGHT_NORMS = frozenset({"_weight_norm_interface", "_weight_norm"})
+"""A weight as a direction, which is divided by its length, times a scale."""
 VIEWS = frozenset(
     {
         "view",
@@ -88,6 +90,9 @@ _MOVES = VIEWS | {
     "sum",
     "amax",
     "amin",
+    "std",
+    "var",
+    "linalg_vector_norm",
     "cumsum",
     "max_pool1d",
     "max_pool2d_with_indices",
@@ -110,6 +115,7 @@ _ADDED_PRODUCTS = frozenset({"addmm", "addmv", "baddbmm", "_addmm_activation"})
 _LAYERS = frozenset({"linear", "convolution", "_convolution", "mkldnn_convolution"})
 _CLAMPS = frozenset({"hardtanh", "clamp", "clamp_min", "clamp_max"})
 _KEEPS = frozenset(KEEPS_ZERO)
+_ENDLESS_AT_ZERO = frozenset({"log", "log2", "log10", "reciprocal", "rsqrt"})
 
 
 def plain_name(op: Op) -> str:
@@ -149,7 +155,24 @@ def gives_zero(op: Op, zero: IsZero) -> bool:
     if name in LAYER_NORMS:
         weight, bias = op.arg(2, "weight"), op.arg(3, "bias") if "rms" not in name else None
         return (is_zero(args[0]) or is_zero(weight)) and none_or_zero(bias)
+    if name in WEIGHT_NORMS:
+        return is_zero(args[1]) and not is_zero(args[0])
     return _elementwise_zero(op, name, is_zero)
+
+
+def divides_by_zero(op: Op, zero: IsZero) -> bool:
+    """Whether an operator makes something infinite, or no number at all, of a tensor that is 0 everywhere.
+
+    Args:
+        op: The operator.
+        zero: Whether a tensor is 0 everywhere.
+    """
+    name, args = plain_name(op), op.args
+    if name in ("div", "fmod", "remainder"):
+        return isinstance(args[1], TensorRef) and zero(args[1])
+    if name in WEIGHT_NORMS or name in _ENDLESS_AT_ZERO:
+        return isinstance(args[0], TensorRef) and zero(args[0])
+    return False
 
 
 # The arguments that must all be 0, of operators whose result is then 0.

@@ -6,7 +6,7 @@ model itself is changed only by `hold` (removed weights stay zero while it is tr
 In reading order: `prune` (the verb), `taking_part` (the weights that take part), `scored_units` (the units and their
 scores), `scoring` (one score per unit), `selection` (the input of a budget), `unit_masks` (from its choice to masks),
 `cost` (the cost of a choice, for budgets that ask), `connectivity` (refuses masks that disconnect the network), `hold`,
-`zeroing`, `dead_neurons`, `low_rank` (two layers for one).
+`replaced` (parameters that took others' names meanwhile), `zeroing`, `dead_neurons`, `low_rank` (two layers for one).
 
 >>> from torch import nn
 >>> from secateur.pruning.prune import prune

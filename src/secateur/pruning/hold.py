@@ -27,6 +27,10 @@ a memory of its own (LBFGS) never see it; after every optimizer step the weights
 shape are zeroed; a forward pass that finds the weights changed by anything else (a loop that subtracts by hand, a
 checkpoint loaded into a submodule) zeroes them first. Nothing is parametrized: parameters, buffers and keys do not
 change.
+
+Masks belong to names. Where another parameter takes a name (`load_state_dict(..., assign=True)`, a layer that is
+replaced), that one is held from then on: it is found when weights are loaded, in a forward pass, in an optimizer step
+and at the end. One of another shape is an error.
 """
 
 from __future__ import annotations
@@ -39,16 +43,17 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import LBFGS, Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from secateur.core.interrupts import InterruptsDeferred, uninterrupted
 from secateur.core.masks import Masks, as_masks
 from secateur.core.model_kinds import module_of, unwrapped
 from secateur.core.parameters import parameters_of
 from secateur.core.user_warnings import warn
-from secateur.core.wrapped_layers import adapters_of, model_with, with_earlier_names
+from secateur.core.wrapped_layers import adapters_of, model_with
 from secateur.errors import MaskMismatchError, OptionError
 from secateur.execution.verb import verb
+from secateur.pruning.replaced import Places, called_with_others, named_now
 from secateur.pruning.zeroing import Pruned, ZeroingBatch, sharded_like
 
 __all__ = ["Held", "hold"]
@@ -126,6 +131,8 @@ class Held:
         self._mask_gradients = True
         self._gradients = [0]
         self._moved = False  # by something that is no torch optimizer
+        self._steps_before = 0  # how many there were when parameters were last replaced
+        self._places: list[Places] = []
         self._handles: list[Any] = []
         self._weights: list[Pruned] = []
         self._optimizers: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -155,6 +162,9 @@ class Held:
         if self._depth == 0:
             try:
                 self._close(complain=kind is None)
+            except MaskMismatchError:
+                if error is None:  # else what went wrong in the block is told
+                    raise
             finally:
                 self.deferred.__exit__()
 
@@ -164,6 +174,9 @@ class Held:
 
         Args:
             complain: Warn if gradients were computed and no optimizer stepped a masked tensor.
+
+        Raises:
+            MaskMismatchError: A masked parameter was replaced by one of another shape, or is gone.
         """
         with self.deferred:
             self._close(complain)
@@ -171,7 +184,8 @@ class Held:
     def _close(self, complain: bool) -> None:
         if not self._open:
             return
-        dead = self._gradients[0] and not (self.steps or self._moved or self._changed())
+        stepped = self.steps > self._steps_before
+        dead = self._gradients[0] and not (stepped or self._moved or self._changed())
         try:
             self.apply()
         finally:
@@ -201,12 +215,8 @@ class Held:
         for model in (self.model, *self.copies):
             new.check(model, wrapped=True)
         self.masks = Masks({**self.masks, **new})
-        for weight in self._weights:
-            weight.unhook()
         self._collect()
-        if self._mask_gradients:
-            self._hook()
-        self.apply()
+        self._zero()
         for optimizer in list(self._optimizers):
             self._clean(optimizer, restart=True)
 
@@ -225,9 +235,20 @@ class Held:
         if on:
             self._hook()
 
-    @torch.no_grad()
     def apply(self) -> None:
-        """Zero the pruned weights of the model and of its copies now."""
+        """Zero the pruned weights of the model and of its copies now.
+
+        Raises:
+            MaskMismatchError: A masked parameter was replaced by one of another shape, or is gone.
+        """
+        try:
+            self._follow()
+        finally:
+            self._zero()
+
+    # -- inside ----------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def _zero(self) -> None:
         tensors: list[torch.Tensor] = [weight.parameter for weight in self._weights]
         if not self._own.fits(tensors):
             self._own = ZeroingBatch(tensors, list(zip(tensors, self._weights)))
@@ -235,34 +256,54 @@ class Held:
         for weight in self._weights:
             weight.seen = weight.parameter._version
 
-    # -- inside ----------------------------------------------------------------------------------------------
     def _collect(self) -> None:
-        """One `Pruned` for each parameter object, however many names it has."""
+        """One `Pruned` for each parameter object, however many names it has; the hooks on gradients go along."""
         found: dict[int, Pruned] = {}
-        for model in (self.model, *self.copies):
-            self.masks.check(model, wrapped=True)
-            parameters = with_earlier_names(parameters_of(model))
-            for name, mask in self.masks.items():
-                parameter = parameters[name]
-                removed = sharded_like(parameter, ~mask.to(parameter.device))
+        places: list[Places] = []
+        shapes = {name: self.masks.shape(name) for name in self.masks}
+        for at, model in enumerate((self.model, *self.copies)):
+            named = named_now(model, shapes, self._places[at].parameters if self._places else None)
+            places.append(Places(model, named))
+            for name, parameter in named.items():
+                removed = sharded_like(parameter, ~self.masks[name].to(parameter.device))
                 if id(parameter) in found:
                     found[id(parameter)].removed |= removed
                 else:
                     found[id(parameter)] = Pruned(parameter, removed, copy=model is not self.model)
-        self._weights = list(found.values())
+        for weight in self._weights:
+            weight.unhook()
+        self._weights, self._places = list(found.values()), places
         self._own = ZeroingBatch([], [])
         self._batches.clear()
+        if self._open and self._mask_gradients:
+            self._hook()
+
+    def _replaced(self) -> bool:
+        return any(places.changed() for places in self._places)
+
+    def _follow(self) -> None:
+        """Hold the parameters that have the names now, where some were replaced."""
+        if not self._replaced():
+            return
+        before = {id(weight.parameter) for weight in self._weights}
+        self._collect()
+        self._gradients[0], self._steps_before, self._moved = 0, self.steps, False
+        for weight in self._weights:
+            if self._mask_gradients and not weight.copy and id(weight.parameter) not in before:
+                weight.zero_gradient()
+        self._zero()
 
     def _start(self, optimizer: object) -> None:
         self._open = True
         try:
+            self._handles.append(register_optimizer_step_pre_hook(_Hook(self, "_before_step")))
             self._handles.append(register_optimizer_step_post_hook(_Hook(self, "_after_step")))
             for model in (self.model, *self.copies):
                 self._handles.append(model.register_load_state_dict_post_hook(_Hook(self, "_after_load")))
             for model in (*self.called, *self.copies):
                 self._handles.append(model.register_forward_pre_hook(_Hook(self, "_before_forward")))
             self._hook()
-            self.apply()
+            self._zero()
             for found in _optimizers_within(optimizer):
                 self._optimizers.add(found)
                 self._clean(found, restart=True)
@@ -277,6 +318,9 @@ class Held:
     def _changed(self) -> bool:
         # torch counts the in-place changes of every tensor; reading the count costs next to nothing.
         return any(weight.parameter._version != weight.seen for weight in self._weights)
+
+    def _before_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
+        self._follow()
 
     def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         if optimizer not in self._batches:  # else it was found to step these weights before
@@ -331,9 +375,11 @@ class Held:
     def _before_forward(self, module: nn.Module, args: object) -> None:
         if torch.compiler.is_compiling():
             return  # a compiled forward stays one graph; the step and the load are followed anyway
+        if self._replaced() and not called_with_others():
+            self._follow()
         if self._changed():
             self._moved = True
-            self.apply()
+            self._zero()
 
     def _after_load(self, module: nn.Module, keys: object) -> None:
         self.apply()

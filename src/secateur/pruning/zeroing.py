@@ -93,6 +93,11 @@ class Pruned:
 
         self.handle = self.parameter.register_hook(on_gradient)
 
+    def zero_gradient(self) -> None:
+        """Zero the pruned weights' part of the gradient that is there already."""
+        if self.parameter.grad is not None:
+            self.parameter.grad = _without(self.parameter.grad, self)
+
     def unhook(self) -> None:
         """Remove the hook."""
         if self.handle is not None:

@@ -69,7 +69,7 @@ set:
 In reading order: `shrink` (the verbs `shrink` and `explain`), `trace/`, `groups/`, `cut/`, `cutting` (the whole cut),
 `depth/` (whole blocks), `proof` (the value), `proof_inputs`, `proof_runs` and `proving` (how it is made, with
 `selections` and `depthwise`), `beyond_masks` (what leaves although the masks keep it), `beyond_inputs` (what no input
-reaches), `explain` with `explanation` (what it returns), `shrunk_files` (saving, loading, the optimizer's state),
-`own_forwards` (a cut without rewritten forwards, for files of other libraries), `hf/` (configurations of Hugging Face
-models).
+reaches), `explain` with `explanation` (what it returns), `shrunk_files` (saving, loading), `carried` (the optimizer and
+its state), `own_forwards` (a cut without rewritten forwards, for files of other libraries), `hf/` (configurations of
+Hugging Face models).
 """

@@ -31,6 +31,7 @@ from secateur.execution.sound_weights import check_sound
 from secateur.execution.verb import verb
 from secateur.structure.beyond_inputs import warn_of_unreached
 from secateur.structure.beyond_masks import warn_of_constants
+from secateur.structure.carried import carry_optimizer
 from secateur.structure.cut.plan import ShrinkPlan, mark_model
 from secateur.structure.cut.trial import without_locked
 from secateur.structure.cutting import Cut, CutOptions, cut
@@ -41,7 +42,7 @@ from secateur.structure.groups.couplings import analyse
 from secateur.structure.groups.labels import Lock
 from secateur.structure.proof import Proof, ProofLike, ProofOptions, as_proof_options
 from secateur.structure.proving import DenseProofError, DenseRun, ShapeProofError, prove
-from secateur.structure.shrunk_files import carry_optimizer, load_shrunk, reestimate_batch_norm, save_shrunk
+from secateur.structure.shrunk_files import load_shrunk, reestimate_batch_norm, save_shrunk
 from secateur.structure.trace.trace import trace
 
 __all__ = ["Shrunk", "explain", "load_shrunk", "reestimate_batch_norm", "shrink"]
@@ -85,6 +86,11 @@ class Shrunk:
 
         Returns:
             A new optimizer of the same class and options.
+
+        Raises:
+            PlanError: The optimizer holds a parameter that the model does not have.
+            OptionError: It has state that cannot be cut like the weights, as LBFGS has, or its class cannot be called
+                with its options.
         """
         return carry_optimizer(optimizer, model, self.model, self.plan)
 

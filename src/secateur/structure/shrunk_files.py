@@ -1,15 +1,15 @@
-"""Companions of a shrunk model: the state of its optimizer, its batch-norm statistics, its file.
+"""Companions of a shrunk model: its batch-norm statistics, its file.
 
+>>> import tempfile
 >>> import torch
 >>> from torch import nn
 >>> import secateur as sc
->>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
->>> optimizer = torch.optim.Adam(model.parameters())
->>> _ = model(torch.randn(3, 4)).sum().backward(), optimizer.step()
->>> x = torch.randn(3, 4)
+>>> model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(3, 4)
 >>> small = sc.shrink(model, sc.prune(model, granularity="channel", budget=0.5, example=x), x)
->>> carried = carry_optimizer(optimizer, model, small.model, small.plan)
->>> carried.state[small.model[0].weight]["exp_avg"].shape
+>>> with tempfile.TemporaryDirectory() as folder:
+...     save_shrunk(small.model, small.plan, f"{folder}/small.safetensors")
+...     again = load_shrunk(f"{folder}/small.safetensors", into=model)
+>>> again[0].weight.shape
 torch.Size([4, 4])
 """
 
@@ -19,7 +19,7 @@ import copy
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -33,82 +33,13 @@ from secateur.core.cut_mark import warn_of_plan
 from secateur.core.file_endings import check_ending
 from secateur.core.missing_files import missing
 from secateur.core.model_kinds import unwrapped
-from secateur.core.optimizers import like
 from secateur.core.safetensors_header import open_header
 from secateur.errors import DataError, FormatError, NothingToDoError, OptionError, PlanError
 from secateur.execution.verb import verb
-from secateur.structure.cut.plan import ShrinkPlan, cut_tensor
+from secateur.structure.cut.plan import ShrinkPlan
 from secateur.structure.depth.entries import check_entries
 
-__all__ = ["carry_optimizer", "load_shrunk", "reestimate_batch_norm", "save_shrunk"]
-
-
-def carry_optimizer(
-    optimizer: torch.optim.Optimizer, model: nn.Module, small: nn.Module, plan: ShrinkPlan
-) -> torch.optim.Optimizer:
-    """An optimizer of the same class and options for the shrunk model, with the state cut like the weights.
-
-    Momentum, moments and all other state of a parameter's shape are cut; counters are copied.
-
-    Args:
-        optimizer: The optimizer of the model before.
-        model: The model before.
-        small: The shrunk model.
-        plan: The plan that made it.
-
-    Returns:
-        The new optimizer; the old one is not changed.
-
-    Raises:
-        PlanError: The optimizer holds a parameter that the model does not have.
-    """
-    names = {id(parameter): name for name, parameter in model.named_parameters(remove_duplicate=False)}
-    first = {id(parameter): name for name, parameter in reversed(list(model.named_parameters()))}
-    names.update(first)
-    target = dict(small.named_parameters(remove_duplicate=False))
-    groups = []
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if id(parameter) not in names:
-                raise PlanError(
-                    f"the optimizer holds a parameter of shape {tuple(parameter.shape)} that "
-                    f"{type(model).__name__} does not have; "
-                    "pass the model it was built for"
-                )
-        options = {key: value for key, value in group.items() if key != "params"}
-        left = [plan.name_after(names[id(parameter)]) for parameter in group["params"]]
-        groups.append({**options, "params": [target[name] for name in left if name is not None]})
-    defaults = {key: value for key, value in optimizer.defaults.items() if key in optimizer.param_groups[0]}
-    carried = like(optimizer, groups, defaults)
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            state = optimizer.state.get(parameter)
-            if not state:
-                continue
-            name = plan.name_after(names[id(parameter)])
-            if name is None:
-                continue
-            carried.state[target[name]] = _cut_state(state, parameter, plan.keep.get(name, {}))
-    return carried
-
-
-def _cut_state(
-    state: Mapping[str, object], parameter: torch.Tensor, axes: Mapping[int, Sequence[int]]
-) -> dict[str, object]:
-    """The optimizer state of a parameter, for the parameter after the cut.
-
-    Args:
-        state: Its state.
-        parameter: The parameter before the cut.
-        axes: The positions that remain, by axis.
-    """
-    cut: dict[str, object] = {}
-    for key, value in state.items():
-        if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.dim():
-            cut[key] = cut_tensor(value, axes) if axes else value.clone()
-        else:
-            cut[key] = value.clone() if isinstance(value, torch.Tensor) else value
-    return cut
+__all__ = ["load_shrunk", "reestimate_batch_norm", "save_shrunk"]
 
 
 @verb

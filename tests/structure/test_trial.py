@@ -94,7 +94,7 @@ def test_explain_says_where_a_unit_is_a_group_of_a_norm() -> None:
     image = torch.zeros(1, 3, 8, 8)
     found = sc.explain(Net(nn.GroupNorm(8, 32)), image)
     assert [(row.name, row.count, row.norm_group) for row in found.groups] == [("0", 8, 4)]
-    line = "a unit is a group of a norm, whose channels leave together: 0 (4 channels)"
+    line = "a unit is a group of a norm, whose channels are removed together: 0 (4 channels)"
     assert line in str(found)
     assert line in found._repr_html_()
     for norm in (nn.BatchNorm2d(32), nn.GroupNorm(32, 32)):

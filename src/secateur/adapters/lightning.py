@@ -30,6 +30,25 @@ STATE_KEY = "secateur.HoldMasks"
 _EARLIER_KEY = "lightning_callback.<locals>.HoldMasks"
 
 
+def _library() -> Any:
+    """Lightning, by either of its names."""
+    for name in ("lightning.pytorch", "pytorch_lightning"):
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    raise MissingExtraError(
+        "lightning_callback needs the library lightning (or pytorch_lightning), but neither is "
+        "installed; next: pip install lightning"
+    )
+
+
+def _rename_state(states: dict[str, Any]) -> None:
+    """Give the callback's state of an earlier version its name of now."""
+    if STATE_KEY not in states and _EARLIER_KEY in states:
+        states[STATE_KEY] = states.pop(_EARLIER_KEY)
+
+
 def lightning_callback(
     masks: Masks | None = None,
     model: nn.Module | None = None,
@@ -65,18 +84,7 @@ def lightning_callback(
             forward and neither `model` nor `example` says which.
         MaskMismatchError: The masks are those of another model.
     """
-    library: Any = None
-    for name in ("lightning.pytorch", "pytorch_lightning"):
-        try:
-            library = importlib.import_module(name)
-            break
-        except ImportError:
-            continue
-    if library is None:
-        raise MissingExtraError(
-            "lightning_callback needs the library lightning (or pytorch_lightning), but neither is "
-            "installed; next: pip install lightning"
-        )
+    library = _library()
     keeper = MaskKeeper(masks, gradual, model, copies, plan, example)
     if model is None and keeper.needs_call:
         raise OptionError(
@@ -102,9 +110,7 @@ def lightning_callback(
             self, trainer: object, pl_module: nn.Module, checkpoint: dict[str, Any]
         ) -> None:
             """Find the state in a checkpoint that has it under the name of before."""
-            states = checkpoint.get("callbacks") or {}
-            if STATE_KEY not in states and _EARLIER_KEY in states:
-                states[STATE_KEY] = states.pop(_EARLIER_KEY)
+            _rename_state(checkpoint.get("callbacks") or {})
 
         def setup(self, trainer: object, pl_module: nn.Module, stage: str) -> None:
             """Refuse a module for training that no checkpoint would fit, before one is loaded. A module that makes its

@@ -41,7 +41,7 @@ class FirstCall:
         self._hook: Any = model.register_forward_pre_hook(self._called, with_kwargs=True)
 
     def then(self, work: Work) -> None:
-        """Do something with the example: now where it is known, else just before the first call goes on.
+        """Do something with the example: now where it is known, else at the start of the first call.
 
         Args:
             work: Called with the example.

@@ -24,7 +24,7 @@ class GroupRow:
         macs: The multiply-accumulates that are removed with all of its units.
         removed: The number of units that the budget removes.
         by_name: Whether it is cut only when its parameters are asked for by name, by `PruneOptions(parameters=...)`.
-        norm_group: Channels of a unit, where a unit is a group of a norm (`nn.GroupNorm`), which leaves whole; else 0.
+        norm_group: Channels of a unit, where a unit is a group of a norm (`nn.GroupNorm`) and is removed as one; else 0.
     """
 
     name: str
@@ -182,7 +182,7 @@ def _norm_groups(found: Explanation) -> list[str]:
     if not named:
         return []
     shown = ", ".join(named[:3]) + (f" and {len(named) - 3} more" if len(named) > 3 else "")
-    return [f"a unit is a group of a norm, whose channels leave together: {shown}"]
+    return [f"a unit is a group of a norm, whose channels are removed together: {shown}"]
 
 
 def _asked_for_by_name(found: Explanation) -> list[str]:

@@ -38,7 +38,8 @@ def trainer_callback(
 ) -> object:
     """Make a `transformers.TrainerCallback` that holds masks from the first step to the last.
 
-    `sparsity` is added to what the trainer logs, and `callback.masks` are the masks in force. Masks and plan are written into every checkpoint's folder, and
+    `sparsity` is added to what the trainer logs, and `callback.masks` are the masks in force.
+    Masks and plan are written into every checkpoint's folder, and
     `trainer.train(resume_from_checkpoint=True)` continues from them.
 
     Args:

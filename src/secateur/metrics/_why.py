@@ -1,7 +1,8 @@
 """`why`: where the time of two models goes, layer by layer, and why it fell less than the multiply-accumulates.
 
 Every layer of both models is run alone on the input it gets inside its model; the two versions of a layer are timed in
-turns. On the CPU what another process took of a reading is left out: the processor's own time decides. A layer whose time fell less than its multiply-accumulates gets the reason that a measurement or a count
+turns. On the CPU what another process took of a reading is left out: the processor's own time decides.
+A layer whose time fell less than its multiply-accumulates gets the reason that a measurement or a count
 supports:
 
 - no products: a norm, an activation or pooling; its time follows the bytes it moves.

@@ -24,7 +24,7 @@ class GroupRow:
         macs: The multiply-accumulates that are removed with all of its units.
         removed: The number of units that the budget removes.
         by_name: Whether it is cut only when its parameters are asked for by name, by `PruneOptions(parameters=...)`.
-        norm_group: Channels of a unit, where a unit is a group of a norm (`nn.GroupNorm`) and is removed as one; else 0.
+        norm_group: Channels of a unit, where it is a group of a norm (`nn.GroupNorm`) and removed as one; else 0.
     """
 
     name: str

@@ -15,6 +15,7 @@ from secateur.adapters.lightning import lightning_callback
 from secateur.adapters.trainer import trainer_callback
 from secateur.core.masks import Masks
 from secateur.errors import MaskMismatchError, MissingExtraError, OptionError
+from secateur.execution.recorded import FirstCall
 
 
 class Model(nn.Module):
@@ -190,6 +191,82 @@ def test_a_real_trainer_of_lightning_with_resume(torchvision, tmp_path):
     assert zeros == pytest.approx(0.75, abs=0.01)
 
 
+def kept_channels(model: Model) -> int:
+    return int((model.network[0].weight != 0).any(1).sum())
+
+
+@pytest.mark.parametrize("granularity", ["channel", "filter"])
+def test_channels_leave_gradually_as_the_model_is_called(granularity):
+    model = Model()
+    gradual = sc.GradualPruning(0.5, start=0.25, until=0.5, every=2, granularity=granularity, skip="2")
+    keeper = MaskKeeper(None, gradual, model.network)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    seen = []
+    keeper.start(model.network)
+    for step in range(8):
+        for _ in range(2):  # two batches in a step of the optimizer: masks are made once
+            keeper.step(step, 8)
+            model(torch.randn(4, 8), torch.randint(0, 2, (4,)))["loss"].backward()
+            seen.append(kept_channels(model))
+        optimizer.step()
+        optimizer.zero_grad()
+        assert all_zero(model.network, keeper.masks)
+    # shares 0.25, 0.46875, 0.5 of 16 channels at steps 0, 2 and 4: 4, 8 (rounded) and 8 leave; by weights 0.5 would
+    # be reached earlier, as the next layer's inputs leave too
+    assert seen == [12] * 4 + [8] * 12
+    keeper.stop()
+    assert not model.network._forward_pre_hooks
+
+
+def test_an_example_that_is_given_is_used_and_labels_are_left_out_of_one_that_is_found():
+    model, inputs = Model(), torch.randn(4, 8)
+    gradual = sc.GradualPruning(0.5, until=0.5, every=1, granularity="channel")
+    given = MaskKeeper(None, gradual, model, example={"inputs": inputs})
+    given.start(model)
+    assert not model._forward_pre_hooks
+    found = FirstCall(model)
+    seen = []
+    found.then(lambda example: seen.append(example))
+    model(inputs, labels=torch.zeros(4, dtype=torch.long))
+    inputs.zero_()
+    # this forward could be called without labels, as far as its signature says
+    assert list(seen[0]) == ["inputs"]
+    assert seen[0]["inputs"].abs().sum() > 0
+    stopped = MaskKeeper(None, gradual, model)
+    stopped.start(model)
+    assert len(model._forward_pre_hooks) == 1
+    stopped.stop()
+    assert not model._forward_pre_hooks
+
+
+def test_a_gradual_of_four_arguments_still_makes_masks():
+    class Own:
+        def is_due(self, step, steps):
+            return True
+
+        def masks(self, model, step, steps, before):
+            return masks_of(model)
+
+    model = Model()
+    keeper = MaskKeeper(None, Own(), model)
+    keeper.start(model)
+    keeper.step(0, 4)
+    assert all_zero(model, keeper.masks)
+    keeper.stop()
+
+
+def test_lightning_refuses_to_follow_a_forward_that_it_may_not_call(monkeypatch):
+    without_lightning(monkeypatch)
+    gradual = sc.GradualPruning(0.5, granularity="channel")
+    with pytest.raises(
+        OptionError, match=r"give model=, the network that training_step calls .* or example="
+    ):
+        lightning_callback(gradual=gradual)
+    lightning_callback(gradual=gradual, model=Model().network)
+    lightning_callback(gradual=gradual, example=torch.randn(2, 8))
+    lightning_callback(gradual=sc.GradualPruning(0.5, granularity="filter"))
+
+
 def without_lightning(monkeypatch) -> type:
     """Puts a module with an empty class of callbacks in place of the library."""
     package, pytorch = types.ModuleType("lightning"), types.ModuleType("lightning.pytorch")
@@ -223,6 +300,28 @@ def test_lightning_by_its_events(monkeypatch):
     assert all_zero(model.network, masks)
     step()
     assert not all_zero(model.network, masks)
+
+
+def test_lightning_finds_its_state_by_a_public_name_and_under_the_name_of_before(monkeypatch):
+    without_lightning(monkeypatch)
+    model = Model()
+    masks = masks_of(model.network)
+    callback = lightning_callback(masks, model.network)
+    assert callback.state_key == "secateur.HoldMasks"
+    assert callback.masks is masks
+    state = callback.state_dict()
+    for key in ("secateur.HoldMasks", "lightning_callback.<locals>.HoldMasks"):
+        fresh = lightning_callback(gradual=sc.GradualPruning(0.9), model=Model().network)
+        assert fresh.masks is None
+        checkpoint = {"callbacks": {key: state}}
+        fresh.on_load_checkpoint(object(), model, checkpoint)
+        fresh.load_state_dict(checkpoint["callbacks"][fresh.state_key])
+        assert fresh.masks == masks
+    lightning_callback(masks).on_load_checkpoint(object(), model, {})
+    logged = []
+    model.log = lambda name, value, **options: logged.append((name, value, options))
+    callback.on_train_epoch_end(object(), model)
+    assert logged == [("sparsity", masks.sparsity, {"sync_dist": True})]
 
 
 def test_lightning_checks_a_module_once_it_has_its_layers(monkeypatch):

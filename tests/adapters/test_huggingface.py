@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import threading
+import types
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -405,6 +407,44 @@ def test_only_advice_that_works_is_given_for_rounded_buffers():
     assert _Whole.built == 1  # the whole model is not built again for its own buffer
     model.part.turns[0].inv_freq += 1  # which no configuration gives
     assert huggingface._rounded(model) == ""
+
+
+def _rounding(forward):
+    """A stand-in for the autocast of accelerate: a wrapper on the model itself, which knows what it wraps."""
+
+    @functools.wraps(forward)
+    def wrapper(self, *args, **kwargs):
+        outputs = forward(self, *args, **kwargs)
+        outputs.logits = outputs.logits.bfloat16().float()
+        return outputs
+
+    return wrapper
+
+
+def test_a_wrapper_that_training_left_on_the_model_is_not_part_of_what_is_written(tmp_path):
+    model, example = llama(), {"input_ids": torch.randint(2, 60, (2, 5))}
+    model.forward = types.MethodType(_rounding(type(model).forward), model)
+    left = model.forward
+    rounded = model(**example).logits
+    found = hf_forms.outputs_of(model, example, 0)["logits"]
+    assert torch.equal(found.bfloat16().float(), rounded)
+    assert not torch.equal(found, rounded)
+    assert model.forward is left
+    options = sc.HuggingFaceOptions(check=False)
+    sc.save_pretrained(model, tmp_path / "written", example, options=options)
+    assert model.forward is left
+
+
+def test_another_forward_on_the_model_is_named_with_what_to_do(tmp_path):
+    model, example = llama(), {"input_ids": torch.randint(2, 60, (2, 5))}
+
+    def shifted(**kwargs):
+        return type(model).forward(model, **kwargs)
+
+    model.forward = shifted
+    with pytest.raises(OptionError, match=r"has a forward of its own, .*shifted, .*del model\.forward"):
+        sc.save_pretrained(model, tmp_path / "refused", example)
+    assert not (tmp_path / "refused").exists()
 
 
 def test_what_cannot_be_written_is_refused(shrunk, tmp_path):

@@ -8,7 +8,7 @@ from torch import nn
 
 from secateur import data as datasets
 from secateur.core.masks import Masks
-from secateur.errors import OptionError, RecipeError
+from secateur.errors import BudgetNotMetError, OptionError, RecipeError
 from secateur.lab.recipe import Recipe
 from secateur.lab.training import GradualPruning, TrainingContext, TrainingOptions, train
 
@@ -101,7 +101,53 @@ def test_stopped_in_the_ramp_or_after_it_goes_on_to_the_bit(digits, tmp_path, st
         )
 
 
+@pytest.mark.parametrize("granularity", ["channel", "filter"])
+def test_the_share_is_of_units_where_they_are_larger_than_weights(granularity):
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+    with torch.no_grad():
+        for layer, first in ((model[0], 1.0), (model[2], 9.0)):
+            layer.weight.copy_(
+                torch.arange(first, first + len(layer.weight))[:, None].expand_as(layer.weight)
+            )
+            layer.bias.zero_()
+    plan = GradualPruning(0.5, start=0.25, until=1, every=1, granularity=granularity, skip="4", at_least=1)
+    example = torch.zeros(1, 4)
+    # 24 units in all: 6, 10, 12, 12 and 12 leave at steps 0, 1, 2, 3 and 4 of 5
+    counts, masks = [], None
+    for step in range(5):
+        masks = plan.masks(model, step, 5, masks, example)
+        counts.append(sum(int((~masks[name].any(1)).sum()) for name in ("0.weight", "2.weight")))
+    assert counts == [round(24 * plan.level(step, 5)) for step in range(5)]
+    assert counts[-1] == 12
+    assert plan.masks(model, 4, 5, masks, example) is masks
+    assert plan.masks(model, 0, 5, masks, example) is masks  # more is removed already than this step asks for
+
+
+def test_floors_that_do_not_allow_the_share_are_said_though_masks_are_given():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    plan = GradualPruning(0.9, until=1, every=1, granularity="filter", at_most=0.25)
+    first = Masks({"0.weight": torch.arange(8)[:, None].expand(8, 4) > 0})
+    with pytest.raises(BudgetNotMetError, match="the floors"):
+        plan.masks(model, 4, 5, first)
+
+
+def test_a_recipe_removes_channels_gradually(digits):
+    model = net()
+    plan = GradualPruning(0.5, until=0.5, every=3, granularity="channel")
+    trained = train(model, digits, QUICK, pruning=plan, device="cpu")
+    assert int((~trained.masks["1.weight"].any(1)).sum()) == 16
+
+
+def test_only_steps_of_larger_units_have_a_new_address():
+    from secateur.lab.steps.gradual import GradualStep
+
+    assert "share_of" not in GradualStep(sparsity=0.5, epochs=1).chosen()
+    assert GradualStep(sparsity=0.5, epochs=1, granularity="filter").chosen()["share_of"] == "units"
+
+
 def test_what_cannot_be_is_refused(digits):
+    with pytest.raises(OptionError, match=r"criterion: taylor scores on data.*held\.update\(masks\)"):
+        GradualPruning(0.5, criterion="taylor")
     with pytest.raises(OptionError, match="until: expected a share of the training"):
         GradualPruning(0.5, until=0)
     with pytest.raises(OptionError, match="every: expected at least 1 step, got 0"):

@@ -149,3 +149,39 @@ def test_layers_that_torch_ran_in_one_call_before_are_named_with_the_speed_that_
     assert f"such as {found.unfused[0]}, run one by one in the smaller model only" in found.summary()
     assert f"{times['speedup'].text()} as fast" in found.summary()
     assert f'"value": {times["speedup"].value}' in found.to_json()
+
+
+def test_what_another_process_takes_of_a_reading_is_left_out(monkeypatch):
+    """By the clock a reading of the smaller layer takes 50 ms, in which the processor works 1 ms for it."""
+    clock, own = 0.0, 0.0
+
+    class Slow(nn.Module):
+        def __init__(self, ms: float, waits: float):
+            super().__init__()
+            self.ms, self.waits = ms, waits
+
+        def forward(self, x):
+            nonlocal clock, own
+            clock, own = clock + (self.ms + self.waits) / 1e3, own + self.ms / 1e3
+            return x
+
+    monkeypatch.setattr(_why.time, "perf_counter", lambda: clock)
+    monkeypatch.setattr(_why.time, "process_time", lambda: own)
+    shares: list[float] = []
+    runs = [
+        _why._run(_why._Call(Slow(ms, waits), (X,), {}, 1, 0), torch.device("cpu"), shares)
+        for ms, waits in ((4.0, 0.0), (1.0, 49.0))
+    ]
+    assert _why._turns(runs, 3) == pytest.approx([4.0, 1.0])
+    assert sorted(shares) == pytest.approx([0.02] * 3 + [1.0] * 3)
+
+
+def test_a_busy_machine_is_said_below_the_table():
+    row = _why.LayerTime("fc", "Linear", (80, 40), (4.0, 1.0), (10, 10))
+    quiet = _why.Why((row,), (80, 40), (5.0, 2.0), 1, "1 thread of the CPU", interrupted=0.2)
+    assert "interrupted" not in quiet.summary()
+    busy = _why.Why((row,), (80, 40), (5.0, 2.0), 1, "1 thread of the CPU", interrupted=0.5)
+    assert (
+        "50% of the layers' readings were interrupted by other work: their times are the processor's own"
+        in str(busy)
+    )

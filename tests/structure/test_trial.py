@@ -84,3 +84,18 @@ def test_explain_of_a_model_that_cannot_be_cut_is_a_report() -> None:
     assert not found.groups
     assert found.removed_parameters == 0
     assert found.locks
+
+
+def test_explain_says_where_a_unit_is_a_group_of_a_norm() -> None:
+    class Net(nn.Sequential):
+        def __init__(self, norm: nn.Module):
+            super().__init__(nn.Conv2d(3, 32, 3), norm, nn.ReLU(), nn.Conv2d(32, 4, 1))
+
+    image = torch.zeros(1, 3, 8, 8)
+    found = sc.explain(Net(nn.GroupNorm(8, 32)), image)
+    assert [(row.name, row.count, row.norm_group) for row in found.groups] == [("0", 8, 4)]
+    line = "a unit is a group of a norm, whose channels are removed together: 0 (4 channels)"
+    assert line in str(found)
+    assert line in found._repr_html_()
+    for norm in (nn.BatchNorm2d(32), nn.GroupNorm(32, 32)):
+        assert "group of a norm" not in str(sc.explain(Net(norm), image))

@@ -10,6 +10,7 @@ the family; else by a modelling file. What a form would build is computed and co
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ from secateur.errors import OptionError
 from secateur.execution.undisturbed import undisturbed
 from secateur.structure.hf.rotary import rebuilt
 
-__all__ = ["Answer", "described", "outputs_of", "tolerance"]
+__all__ = ["Answer", "described", "outputs_of", "tolerance", "wraps_forward"]
 
 
 @dataclass(frozen=True)
@@ -202,8 +203,24 @@ def _fill_(base: nn.Module, model: nn.Module, config: Any) -> None:
             module.register_buffer(name, mine, persistent=False)
 
 
+def wraps_forward(model: nn.Module) -> bool | None:
+    """Whether a model's own `forward` is a wrapper of its class's; None where it has none of its own.
+
+    Args:
+        model: The model.
+    """
+    own = vars(model).get("forward")
+    if own is None:
+        return None
+    inner = inspect.unwrap(getattr(own, "__func__", own))
+    return getattr(inner, "__func__", inner) is inspect.unwrap(type(model).forward)
+
+
 def outputs_of(model: Any, example: Mapping[str, torch.Tensor], tokens: int) -> dict[str, torch.Tensor]:
     """The model's outputs for the example, and the tokens that it generates if it can.
+
+    They are those of the class's forward: a wrapper of it on the model itself, such as the autocast that a training in
+    bf16 leaves there, is not part of what a folder holds.
 
     Args:
         model: A model of transformers.
@@ -211,6 +228,8 @@ def outputs_of(model: Any, example: Mapping[str, torch.Tensor], tokens: int) -> 
         tokens: How many tokens are generated; 0 for none.
     """
     with undisturbed(model, mode="eval"), torch.no_grad():
+        if wraps_forward(model):
+            del model.forward  # for this block: `undisturbed` puts it back
         outputs = flat(model(**example))
         if tokens and "input_ids" in example and getattr(model, "can_generate", lambda: False)():
             outputs["generated"] = model.generate(

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -25,10 +25,12 @@ from secateur.core.masks import Masks
 from secateur.core.model_kinds import unwrapped
 from secateur.core.wrapped_layers import model_with, with_earlier_names
 from secateur.errors import OptionError, PlanError
+from secateur.execution.example import Example
+from secateur.execution.recorded import FirstCall
 from secateur.pruning.hold import Held, hold
 from secateur.structure.cut.plan import ShrinkPlan
 
-__all__ = ["GradualLike", "MaskKeeper"]
+__all__ = ["GradualLike", "GradualOnExample", "MaskKeeper"]
 
 MASKS_FILE = "secateur_masks.safetensors"
 PLAN_FILE = "secateur_plan.json"
@@ -53,6 +55,20 @@ class GradualLike(Protocol):
         """The masks from this step on."""
 
 
+@runtime_checkable
+class GradualOnExample(Protocol):
+    """A `GradualLike` that also takes an example, such as `sc.GradualPruning`."""
+
+    @property
+    def needs_example(self) -> bool:
+        """Whether it cannot do without one."""
+
+    def masks(
+        self, model: nn.Module, step: int, steps: int, before: Masks | None, example: Example, /
+    ) -> Masks | None:
+        """The masks from this step on."""
+
+
 class MaskKeeper:
     """Masks in force while a trainer of another library trains.
 
@@ -62,6 +78,8 @@ class MaskKeeper:
         model: The model they belong to, where it is a part of the trainer's model.
         copies: Models of the same names that stay masked too, such as an EMA copy.
         plan: The plan of a model that was cut before; it is written beside every checkpoint.
+        example: What the model is called with, where `gradual` needs to know; None takes it from the model's first call
+            in training.
     """
 
     def __init__(
@@ -71,14 +89,17 @@ class MaskKeeper:
         model: nn.Module | None = None,
         copies: nn.Module | Iterable[nn.Module] = (),
         plan: ShrinkPlan | None = None,
+        example: Example = None,
     ):
         if masks is None and gradual is None and plan is None:
             raise OptionError(
                 "masks: nothing to hold; give masks, or gradual=sc.GradualPruning(0.9), or the plan of a cut model"
             )
         self.masks, self.gradual, self.model, self.plan = masks, gradual, model, plan
-        self.copies = copies
+        self.copies, self.example = copies, example
         self.held: Held | None = None
+        self._first: FirstCall | None = None
+        self._done: int | None = None
         if model is not None:
             self.check(model)
 
@@ -122,17 +143,41 @@ class MaskKeeper:
         self.model = self.model if self.model is not None else model
         if self.masks is not None and self.held is None:
             self.held = hold(self.model, self.masks, optimizer, copies=self.copies)
+        if self.needs_call and self._first is None:
+            self._first = FirstCall(unwrapped(self.model))
+
+    @property
+    def needs_call(self) -> bool:
+        """Whether an example is needed, and has to be taken from a call of the model."""
+        return (
+            self.example is None and isinstance(self.gradual, GradualOnExample) and self.gradual.needs_example
+        )
 
     def step(self, step: int, steps: int) -> None:
         """Make the masks that are due before an optimizer step.
+
+        Where an example is needed and not known yet, they are made when the model is called.
 
         Args:
             step: Counted from 0.
             steps: Optimizer steps of the whole training.
         """
-        if self.gradual is None or self.model is None or not self.gradual.is_due(step, steps):
+        if self.gradual is None or step == self._done or not self.gradual.is_due(step, steps):
             return
-        made = self.gradual.masks(self.model, step, steps, self.masks)
+        self._done = step  # with several batches in a step, it begins several times
+        if self._first is not None and self.needs_call:
+            self._first.then(lambda example: self._make(step, steps, example))
+        else:
+            self._make(step, steps, self.example)
+
+    def _make(self, step: int, steps: int, example: Example) -> None:
+        """Make masks, and hold them from now on."""
+        if self.gradual is None or self.model is None:
+            return
+        if isinstance(self.gradual, GradualOnExample):
+            made = self.gradual.masks(self.model, step, steps, self.masks, example)
+        else:
+            made = self.gradual.masks(self.model, step, steps, self.masks)
         if made is None or made is self.masks:
             return
         self.masks = made
@@ -146,6 +191,10 @@ class MaskKeeper:
         if self.held is not None:
             self.held.close(complain=False)
             self.held = None
+        if self._first is not None:
+            self._first.close()
+            self._first = None
+        self._done = None
 
     def logged(self) -> dict[str, float]:
         """The numbers to log: the share of the masked tensors' weights that is removed."""

@@ -29,7 +29,7 @@ import torch
 from torch import nn
 
 from secateur.adapters import hf_modelling
-from secateur.adapters.hf_forms import Answer, described, outputs_of
+from secateur.adapters.hf_forms import Answer, described, outputs_of, wraps_forward
 from secateur.adapters.promises import promise
 from secateur.adapters.served import ServeRequest, difference, serve
 from secateur.core.measurement import Measurements
@@ -190,7 +190,19 @@ def _check(model: nn.Module, target: Path, options: HuggingFaceOptions) -> None:
         )
     if options.form not in _FORMS:
         raise OptionError(f"form: expected one of {', '.join(_FORMS)}, got {options.form!r}")
+    if wraps_forward(model) is False:
+        raise OptionError(
+            f"model: {type(model).__name__} has a forward of its own, {_qualified(vars(model)['forward'])}, which no "
+            "folder holds: expected its class's; remove it first (del model.forward), or make it the forward of a "
+            "class of your own and write that with small.save or sc.save"
+        )
     check_new_folder(target)
+
+
+def _qualified(function: object) -> str:
+    """The name of a function, with its module."""
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{getattr(function, '__module__', '')}.{name}".lstrip(".")
 
 
 def _loaders(kind: type[nn.Module], config: object) -> tuple[str, list[str]]:

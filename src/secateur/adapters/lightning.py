@@ -5,7 +5,7 @@
 
 >>> import inspect
 >>> list(inspect.signature(lightning_callback).parameters)
-['masks', 'model', 'gradual', 'copies', 'plan']
+['masks', 'model', 'gradual', 'copies', 'plan', 'example']
 """
 
 from __future__ import annotations
@@ -19,10 +19,34 @@ from torch import nn
 
 from secateur.adapters.holding import GradualLike, MaskKeeper
 from secateur.core.masks import Masks
-from secateur.errors import MissingExtraError
+from secateur.errors import MissingExtraError, OptionError
+from secateur.execution.example import Example
 from secateur.structure.cut.plan import ShrinkPlan
 
 __all__ = ["lightning_callback"]
+
+STATE_KEY = "secateur.HoldMasks"
+"""The name of the callback's state in Lightning's checkpoints."""
+_EARLIER_KEY = "lightning_callback.<locals>.HoldMasks"
+
+
+def _library() -> Any:
+    """Lightning, by either of its names."""
+    for name in ("lightning.pytorch", "pytorch_lightning"):
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    raise MissingExtraError(
+        "lightning_callback needs the library lightning (or pytorch_lightning), but neither is "
+        "installed; next: pip install lightning"
+    )
+
+
+def _rename_state(states: dict[str, Any]) -> None:
+    """Give the callback's state of an earlier version its name of now."""
+    if STATE_KEY not in states and _EARLIER_KEY in states:
+        states[STATE_KEY] = states.pop(_EARLIER_KEY)
 
 
 def lightning_callback(
@@ -32,12 +56,14 @@ def lightning_callback(
     gradual: GradualLike | None = None,
     copies: nn.Module | Iterable[nn.Module] = (),
     plan: ShrinkPlan | None = None,
+    example: Example = None,
 ) -> object:
     """Make a Lightning `Callback` that holds masks from the first step to the last, and releases them when fitting
     fails.
 
-    `lightning` is used, else `pytorch_lightning`. `sparsity` is logged after every epoch. Masks and plan are part of
-    Lightning's checkpoints, and `fit(ckpt_path=...)` continues from them.
+    `lightning` is used, else `pytorch_lightning`. `sparsity` is logged after every epoch, and `callback.masks` are the
+    masks in force. Masks and plan are part of Lightning's checkpoints, under the key "secateur.HoldMasks" of its
+    callbacks, and `fit(ckpt_path=...)` continues from them.
 
     Args:
         masks: The masks; None where `gradual` makes them.
@@ -46,31 +72,45 @@ def lightning_callback(
         copies: Models of the same names that stay masked too, such as an EMA copy.
         plan: The plan of a model that was cut before, kept in every checkpoint as "secateur_plan": applied to a new
             model (`plan.apply_(fresh)`), it makes one that the checkpoint loads into.
+        example: One input as the model is called with it, where `gradual` follows the forward (granularities "channel",
+            "head", "layer"). None takes what the model is called with first in training, without labels.
 
     Returns:
         A callback for `Trainer(callbacks=[...])`.
 
     Raises:
         MissingExtraError: Neither library is installed.
-        OptionError: There is nothing to hold, or the model has the widths from before the cut.
+        OptionError: There is nothing to hold, the model has the widths from before the cut, or `gradual` follows a
+            forward and neither `model` nor `example` says which.
         MaskMismatchError: The masks are those of another model.
     """
-    library: Any = None
-    for name in ("lightning.pytorch", "pytorch_lightning"):
-        try:
-            library = importlib.import_module(name)
-            break
-        except ImportError:
-            continue
-    if library is None:
-        raise MissingExtraError(
-            "lightning_callback needs the library lightning (or pytorch_lightning), but neither is "
-            "installed; next: pip install lightning"
+    library = _library()
+    keeper = MaskKeeper(masks, gradual, model, copies, plan, example)
+    if model is None and keeper.needs_call:
+        raise OptionError(
+            "gradual: its granularity or criterion follows a network's forward, and a LightningModule may be trained "
+            "without its own; give model=, the network that training_step calls (module.network), or example=, what "
+            "the forward of the LightningModule itself takes"
         )
-    keeper = MaskKeeper(masks, gradual, model, copies, plan)
 
     class HoldMasks(library.Callback):
         """Holds masks while the trainer fits."""
+
+        @property
+        def masks(self) -> Masks | None:
+            """The masks in force; None before the first ones are made."""
+            return keeper.masks
+
+        @property
+        def state_key(self) -> str:
+            """The name of this callback's state in checkpoints."""
+            return STATE_KEY
+
+        def on_load_checkpoint(
+            self, trainer: object, pl_module: nn.Module, checkpoint: dict[str, Any]
+        ) -> None:
+            """Find the state in a checkpoint that has it under the name of before."""
+            _rename_state(checkpoint.get("callbacks") or {})
 
         def setup(self, trainer: object, pl_module: nn.Module, stage: str) -> None:
             """Refuse a module for training that no checkpoint would fit, before one is loaded. A module that makes its
@@ -101,7 +141,7 @@ def lightning_callback(
         def on_train_epoch_end(self, trainer: object, pl_module: Any) -> None:
             """Log the sparsity."""
             for name, value in keeper.logged().items():
-                pl_module.log(name, value)
+                pl_module.log(name, value, sync_dist=True)  # the same in every process
 
         def state_dict(self) -> dict[str, object]:
             """What a checkpoint keeps."""

@@ -6,7 +6,7 @@
 
 >>> import inspect
 >>> list(inspect.signature(trainer_callback).parameters)
-['masks', 'model', 'gradual', 'copies', 'plan']
+['masks', 'model', 'gradual', 'copies', 'plan', 'example']
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import nn
 from secateur.adapters.holding import GradualLike, MaskKeeper
 from secateur.core.masks import Masks
 from secateur.errors import MissingExtraError
+from secateur.execution.example import Example
 from secateur.structure.cut.plan import ShrinkPlan
 
 __all__ = ["trainer_callback"]
@@ -33,10 +34,12 @@ def trainer_callback(
     gradual: GradualLike | None = None,
     copies: nn.Module | Iterable[nn.Module] = (),
     plan: ShrinkPlan | None = None,
+    example: Example = None,
 ) -> object:
     """Make a `transformers.TrainerCallback` that holds masks from the first step to the last.
 
-    `sparsity` is added to what the trainer logs. Masks and plan are written into every checkpoint's folder, and
+    `sparsity` is added to what the trainer logs, and `callback.masks` are the masks in force.
+    Masks and plan are written into every checkpoint's folder, and
     `trainer.train(resume_from_checkpoint=True)` continues from them.
 
     Args:
@@ -46,6 +49,8 @@ def trainer_callback(
         copies: Models of the same names that stay masked too, such as an EMA copy.
         plan: The plan of a model that was cut before. Checkpoints have the cut widths and the dense configuration: with
             the plan beside them (`secateur_plan.json`), `plan.apply_(fresh)` makes a model that they load into.
+        example: One input as the model is called with it, where `gradual` follows the forward (granularities "channel",
+            "head", "layer"). None takes what the model is called with first in training, without labels.
 
     Returns:
         A callback for `Trainer(callbacks=[...])`.
@@ -62,10 +67,15 @@ def trainer_callback(
             "trainer_callback needs the library transformers, but it is not installed; next: pip install "
             "'secateur[transformers]'"
         ) from error
-    keeper = MaskKeeper(masks, gradual, model, copies, plan)
+    keeper = MaskKeeper(masks, gradual, model, copies, plan, example)
 
     class HoldMasks(transformers.TrainerCallback):
         """Holds masks while the trainer trains."""
+
+        @property
+        def masks(self) -> Masks | None:
+            """The masks in force; None before the first ones are made."""
+            return keeper.masks
 
         def on_init_end(self, args: object, state: object, control: object, **given: Any) -> None:
             """Refuse the trainer's model where no checkpoint would fit it."""

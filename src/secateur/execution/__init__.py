@@ -6,7 +6,7 @@ changed. A model goes in, with an example or with batches of data; outputs, grad
 In reading order:
 
 - `example`: the arguments of one call of a model (arguments, keywords or one argument), and how they are taken from
-  data.
+  data. `recorded`: the arguments of a model's first call in a training.
 - `devices`: the device of a model, or the one that a name means.
 - `undisturbed`: run a model forward and backward and restore everything: gradients, statistics, modes, random state.
 - `calling`: call a model on an example in evaluation mode, without gradients.

@@ -27,7 +27,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -37,11 +37,14 @@ from secateur.core.units import Units, one_of_each
 from secateur.errors import OptionError
 from secateur.registry import Registry
 
-__all__ = ["Granularity", "GranularityLike", "Mixed", "registry"]
+__all__ = ["Granularity", "GranularityLike", "Mixed", "needs_example", "registry"]
 
 
 class Granularity(ABC):
     """The base class of all granularities: a frozen value that cuts targets into units."""
+
+    needs_example: ClassVar[bool] = False
+    """Whether the units are read off the forward, so that one input must be known."""
 
     @abstractmethod
     def units(self, model: nn.Module, targets: Sequence[Target], context: Context) -> tuple[Units, ...]:
@@ -107,6 +110,19 @@ class Mixed(Granularity):
 
     def __str__(self) -> str:
         return " + ".join(map(str, self.parts))
+
+
+def needs_example(granularity: Granularity) -> bool:
+    """Whether a granularity, or one of several, reads its units off the forward.
+
+    Args:
+        granularity: One granularity, or several as one.
+
+    >>> needs_example(registry.make(["filter", "layer"])), needs_example(registry.make("filter"))
+    (True, False)
+    """
+    parts = granularity.parts if isinstance(granularity, Mixed) else (granularity,)
+    return any(part.needs_example for part in parts)
 
 
 GranularityLike = str | Granularity | type[Granularity] | Sequence[str | Granularity | type[Granularity]]

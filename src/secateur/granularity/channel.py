@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -43,6 +44,8 @@ class Channel(Granularity):
     >>> [(u.name, u.count, [m.name for m in u.members]) for u in units]
     [('0', 8, ['0.weight', '0.bias', '1.weight', '1.bias', '3.weight'])]
     """
+
+    needs_example: ClassVar[bool] = True
 
     scored: str = "all"
     across_norm: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -36,6 +37,8 @@ class Head(Granularity):
     >>> [(u.name, u.count) for u in units]
     [('self_attn', 4)]
     """
+
+    needs_example: ClassVar[bool] = True
 
     scored: str = "all"
     combine: str = "sum"

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -39,6 +40,8 @@ class HeadSize(Granularity):
     >>> [(u.name, u.count) for u in units]
     [('self_attn', 6)]
     """
+
+    needs_example: ClassVar[bool] = True
 
     scored: str = "all"
     combine: str = "sum"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -33,6 +34,8 @@ class Layer(Granularity):
     >>> [(u.name, u.count) for u in units], units[0].members[0].name
     ([('layers', 7)], 'layer1.0.conv1.weight')
     """
+
+    needs_example: ClassVar[bool] = True
 
     def own_weights(self, model: nn.Module, context: Context) -> tuple[str, ...]:
         """Matrices that a block keeps as parameters of its own, such as those of `nn.MultiheadAttention`."""

@@ -1,7 +1,8 @@
 """`why`: where the time of two models goes, layer by layer, and why it fell less than the multiply-accumulates.
 
 Every layer of both models is run alone on the input it gets inside its model; the two versions of a layer are timed in
-turns. A layer whose time fell less than its multiply-accumulates gets the reason that a measurement or a count
+turns. On the CPU what another process took of a reading is left out: the processor's own time decides.
+A layer whose time fell less than its multiply-accumulates gets the reason that a measurement or a count
 supports:
 
 - no products: a norm, an activation or pooling; its time follows the bytes it moves.
@@ -47,6 +48,8 @@ __all__ = ["LayerTime", "Why", "why"]
 _SLOWER = 1.25  # a layer needs a reason if its time is above this many times that suggested by its multiply-accumulates
 _FEW = 8.0  # multiply-accumulates per byte moved below which a layer waits for memory
 _SHORTEST = 2e-4  # seconds a reading lasts at least
+_TAKEN = 0.9  # a reading is interrupted if its own time is below this share of its time by the clock
+_BUSY = 0.25  # share of interrupted readings from which the table says so
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class Why:
         device: Where the models ran.
         speedup: How many times as fast the smaller model is, with its interval; None for the ratio of `ms`.
         unfused: Layers that run one by one in the smaller model only: in the larger one torch runs them in one call.
+        interrupted: The share of the layers' readings during which another process had the processor.
     """
 
     rows: tuple[LayerTime, ...]
@@ -91,6 +95,7 @@ class Why:
     device: str
     speedup: Measurement | None = None
     unfused: tuple[str, ...] = ()
+    interrupted: float = 0.0
 
     @property
     def outside(self) -> tuple[float, float]:
@@ -111,6 +116,11 @@ class Why:
             text += (
                 f" {len(self.unfused)} layers, such as {self.unfused[0]}, run one by one in the smaller model only: in "
                 "the larger one torch runs them in one call, which needs the widths that it was built with."
+            )
+        if self.interrupted >= _BUSY:
+            text += (
+                f" {self.interrupted:.0%} of the layers' readings were interrupted by other work: their times are the "
+                "processor's own, and what is outside the layers is not reliable; measure again on an idle machine."
             )
         return text
 
@@ -194,10 +204,10 @@ def why(
     counts = [macs(model, example)["macs"] for model in (before, after)]
     device = device_of(before)
     with _threads(threads):
-        rows = []
+        rows, shares = [], list[float]()
         for name in names:
             one, two = calls[0][name], calls[1][name]
-            ms = _turns([_run(one, device), _run(two, device)], repetitions)
+            ms = _turns([_run(one, device, shares), _run(two, device, shares)], repetitions)
             row = LayerTime(
                 name,
                 type(one.module).__name__,
@@ -215,7 +225,8 @@ def why(
     total = (int(counts[0].value), int(counts[1].value))
     both = (float(whole[0].value), float(whole[1].value))
     unfused = tuple(name for name in calls[1] if name not in calls[0])
-    return Why(tuple(rows), total, both, used, where, whole["speedup"], unfused)
+    interrupted = sum(share < _TAKEN for share in shares) / max(1, len(shares))
+    return Why(tuple(rows), total, both, used, where, whole["speedup"], unfused, interrupted)
 
 
 @dataclass(frozen=True)
@@ -256,25 +267,39 @@ def _calls(model: nn.Module, example: Example) -> dict[str, _Call]:
     return found
 
 
-def _run(one: _Call, device: torch.device) -> Callable[[], float]:
-    """A function that makes one reading of a layer, in milliseconds of all its runs in one pass."""
+def _run(one: _Call, device: torch.device, shares: list[float] | None = None) -> Callable[[], float]:
+    """A function that makes one reading of a layer, in milliseconds of all its runs in one pass.
 
-    def passes(count: int) -> float:
+    On the CPU a reading lasts as long as it would have with the largest share of the processor seen so far, at least
+    one whole core. `shares` gets the share of that in each reading.
+    """
+    best = 1.0  # cores that worked at a time, at most
+
+    def passes(count: int) -> tuple[float, float]:
+        """Seconds of a pass: by the clock, and those that the processor worked for this process."""
         with torch.no_grad():
             sync(device)
-            start = time.perf_counter()
+            start, used = time.perf_counter(), time.process_time()
             for _ in range(count):
                 one.module(*one.args, **one.kwargs)
             sync(device)
-        return (time.perf_counter() - start) / count
+            spent, used = time.perf_counter() - start, time.process_time() - used
+        return spent / count, used / count
 
     with evaluating(one.module):
-        shortest = min(passes(1) for _ in range(3))
+        shortest = min(passes(1)[0] for _ in range(3))
     count = max(1, int(_SHORTEST / max(shortest, 1e-9)))
 
     def reading() -> float:
+        nonlocal best
         with evaluating(one.module):
-            return passes(count) * 1e3 * one.times
+            clock, own = passes(count)
+        if device.type == "cpu" and own > 0:
+            best = max(best, min(own / clock, float(torch.get_num_threads())))
+            if shares is not None:
+                shares.append(own / clock / best)
+            clock = min(clock, own / best)
+        return clock * 1e3 * one.times
 
     return reading
 

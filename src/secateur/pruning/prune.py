@@ -144,7 +144,8 @@ def prune(
     if asked.only is None and asked.parameters is None:
         how = "a criterion of single weights, such as 'magnitude', and " if of_layers else ""
         how += "options=sc.PruneOptions("
-        among = grain.left_out(model, targets, context) if _follows(grain) else None
+        # a granularity that follows the forward finds the weights that belong to no layer by itself
+        among = grain.left_out(model, targets, context) if granularities.needs_example(grain) else None
         say_left_alone("prune", model, targets, skip, how, among)
     _check_loaded(model, targets)
     found = _checked_masks(asked.masks, model)
@@ -162,13 +163,6 @@ def prune(
             model, found, example if example is not None else _first_input(model, data, loss)
         )
     return found
-
-
-def _follows(granularity: Granularity) -> bool:
-    """Whether the units are read off the forward, which finds the weights that belong to no layer by itself."""
-    parts = granularity.parts if isinstance(granularity, granularities.Mixed) else (granularity,)
-    kinds = tuple(granularities.registry.get(word) for word in ("channel", "head", "head_size", "layer"))
-    return any(isinstance(part, kinds) for part in parts)
 
 
 def _check_blocks(pairs: Iterable[tuple[Criterion, Granularity]]) -> None:

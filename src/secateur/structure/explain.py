@@ -86,7 +86,7 @@ def explained(
         raise OptionError(f"budget: expected the share to remove, 0 <= share < 1, got {budget!r}")
     total = sum(parameter.numel() for parameter in model.parameters())
     macs = structure.macs()
-    rows, keep = [], {}
+    rows, keep, normed = [], {}, _weights_of_group_norms(structure)
     for group in structure.groups:
         by_name = not cut_by_default(group, names)
         go = 0 if budget is None or by_name else min(round(budget * group.count), group.count - 1)
@@ -97,7 +97,14 @@ def explained(
         carried = structure.macs_through(group.index)
         rows.append(
             GroupRow(
-                group.name, group.count, members, group.parameters, carried, go, by_name and group.count > 1
+                group.name,
+                group.count,
+                members,
+                group.parameters,
+                carried,
+                go,
+                by_name and group.count > 1,
+                _norm_group(group, normed),
             )
         )
     gone_parameters = gone_macs = 0
@@ -123,6 +130,24 @@ def explained(
         gone_parameters,
         gone_macs,
     )
+
+
+def _weights_of_group_norms(structure: Structure) -> frozenset[str]:
+    """The weights and biases of norms over groups of channels."""
+    return frozenset(
+        ref.name
+        for op in structure.trace.ops
+        if op.name in ("native_group_norm", "group_norm")
+        for ref in op.refs()
+        if ref.name
+    )
+
+
+def _norm_group(group: Group, normed: Collection[str]) -> int:
+    """How many channels of a norm each unit takes, where it takes several; else 0."""
+    sizes = (int(slot.positions.shape[1]) for slot in group.slots if slot.name in normed)
+    most = max(sizes, default=0)
+    return most if most > 1 else 0
 
 
 def layer_rows(model: nn.Module, example: object) -> tuple[LayerRow, ...]:

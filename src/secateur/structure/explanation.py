@@ -24,6 +24,7 @@ class GroupRow:
         macs: The multiply-accumulates that are removed with all of its units.
         removed: The number of units that the budget removes.
         by_name: Whether it is cut only when its parameters are asked for by name, by `PruneOptions(parameters=...)`.
+        norm_group: Channels of a unit, where it is a group of a norm (`nn.GroupNorm`) and removed as one; else 0.
     """
 
     name: str
@@ -33,6 +34,7 @@ class GroupRow:
     macs: int
     removed: int = 0
     by_name: bool = False
+    norm_group: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,8 @@ class Explanation:
                 for row in self.groups
             ),
         )
+        for line in _norm_groups(self):
+            groups += f"<p>{escape(line)}</p>"
         if budget:
             groups += f"<p>{_removed(self)}</p>"
         locks = html_table(
@@ -158,7 +162,9 @@ def _as_table(found: Explanation) -> str:
         lines.append("  ".join(cells).rstrip())
     if found.budget is not None:
         lines.append(_removed(found))
-    return "\n".join([*lines, *_asked_for_by_name(found), *_whole_layers(found), *_locked(found)])
+    return "\n".join(
+        [*lines, *_norm_groups(found), *_asked_for_by_name(found), *_whole_layers(found), *_locked(found)]
+    )
 
 
 def _removed(found: Explanation) -> str:
@@ -168,6 +174,15 @@ def _removed(found: Explanation) -> str:
         f"({found.removed_parameters / max(1, found.parameters):.1%}) and {found.removed_macs:,} MACs "
         f"({found.removed_macs / max(1, found.macs):.1%})"
     )
+
+
+def _norm_groups(found: Explanation) -> list[str]:
+    """The line of the groups whose units are groups of a norm, if there are any."""
+    named = [f"{row.name} ({row.norm_group} channels)" for row in found.groups if row.norm_group]
+    if not named:
+        return []
+    shown = ", ".join(named[:3]) + (f" and {len(named) - 3} more" if len(named) > 3 else "")
+    return [f"a unit is a group of a norm, whose channels are removed together: {shown}"]
 
 
 def _asked_for_by_name(found: Explanation) -> list[str]:

@@ -16,6 +16,7 @@ from torch import nn
 
 from secateur.core.measurement import Measurement
 from secateur.core.targets import select
+from secateur.lab.outcomes import Table
 from secateur.lab.state import State
 from secateur.lab.steps import Result, Work
 from secateur.lab.steps.train import TrainBase, training_fields
@@ -54,6 +55,13 @@ class _Gradual(TrainBase):
         return GradualPruning(
             **{field.name: getattr(self, field.name) for field in dataclasses.fields(GradualPruning)}
         )
+
+    def chosen(self) -> Table:
+        """The options; units larger than one weight have an address of their own since their share is counted exactly,
+        and outcomes of single weights keep theirs.
+        """
+        found = super().chosen()
+        return found if found["granularity"] == "element" else {**found, "share_of": "units"}
 
     def check(self, model: nn.Module, before: list[str]) -> None:
         """Check the values, the teacher and the patterns."""

@@ -384,7 +384,8 @@ class _Run:
         """Remove more weights before this step, where `GradualPruning` says so."""
         if self.pruning is None or not self.pruning.is_due(step, steps):
             return
-        masks = self.pruning.masks(self.model, step, steps, self.masks)
+        example = self.data.example.to(next(self.model.parameters()).device)
+        masks = self.pruning.masks(self.model, step, steps, self.masks, example)
         if masks is not self.masks:
             self._hold(masks, optimizer)
             if self.average is not None:  # weights just removed must leave the average too

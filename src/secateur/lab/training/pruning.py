@@ -19,8 +19,11 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from secateur import budget as budgets
+from secateur import criteria
+from secateur import granularity as granularities
 from secateur.core.masks import Masks
-from secateur.errors import NothingToDoError, OptionError
+from secateur.errors import BudgetNotMetError, NothingToDoError, OptionError
+from secateur.execution.example import Example
 from secateur.pruning.prune import PruneOptions, prune
 
 if TYPE_CHECKING:
@@ -34,10 +37,11 @@ __all__ = ["GradualPruning"]
 class GradualPruning:
     """How weights are removed while training runs. What is removed stays removed.
 
-    Criteria that need data require your own loop: `hold(...).update(masks)`.
+    Criteria that score on data are refused: with them `prune` makes the masks in your own loop, and
+    `hold(...).update(masks)` puts them in force.
 
     Args:
-        sparsity: The share removed in the end.
+        sparsity: The share removed in the end: of weights, or of units where the granularity has larger ones.
         start: The share removed before the first step.
         until: The share of all optimizer steps after which the final sparsity is reached.
         every: Optimizer steps between two prunings.
@@ -85,6 +89,20 @@ class GradualPruning:
         if not self.power > 0:
             raise OptionError(f"power: expected a number above 0, got {self.power}")
         budgets.registry.get(self.budget).at(self.sparsity)
+        if criteria.registry.make(self.criterion).needs_data:
+            raise OptionError(
+                f"criterion: {self.criterion} scores on data, which is not read while training runs: expected one of "
+                "the weights alone, such as 'magnitude'; or make the masks in your own loop, by sc.prune(..., "
+                "data=...), and put them in force by held.update(masks)"
+            )
+        granularities.registry.make(self.granularity)
+
+    @property
+    def needs_example(self) -> bool:
+        """Whether `masks` needs an example: the units, or the scores, are read off the model's forward."""
+        grain = granularities.registry.make(self.granularity)
+        rule = criteria.registry.make(self.criterion)
+        return granularities.needs_example(grain) or bool(rule.needs_example)
 
     def _last(self, steps: int) -> int:
         """The step, of `steps`, at which the final sparsity is reached."""
@@ -118,7 +136,9 @@ class GradualPruning:
         last = self._last(steps)
         return step == last or (step < last and step % self.every == 0)
 
-    def masks(self, model: nn.Module, step: int, steps: int, before: Masks | None) -> Masks | None:
+    def masks(
+        self, model: nn.Module, step: int, steps: int, before: Masks | None, example: Example = None
+    ) -> Masks | None:
         """The masks from this step on.
 
         Args:
@@ -126,25 +146,43 @@ class GradualPruning:
             step: Counted from 0.
             steps: Optimizer steps of the whole training.
             before: The masks in force.
+            example: One input as the model is called with it, where `needs_example` says so.
 
         Returns:
             The masks; `before` where nothing more is removed at this step.
+
+        Raises:
+            DataError: `needs_example` is true, and there is none.
         """
         level = self.level(step, steps)
-        if level <= (0.0 if before is None else before.sparsity):
+        if level <= 0 or (before is not None and self._of_weights() and level <= before.sparsity):
             return before
         try:
-            return prune(
-                model,
-                self.criterion,
-                self.granularity,
-                budgets.registry.get(self.budget).at(level),
-                skip=self.skip,
-                options=PruneOptions(
-                    only=self.only, masks=before, at_least=self.at_least, at_most=self.at_most
-                ),
-            )
+            made = self._pruned(model, level, before, example)
         except NothingToDoError:
             if level < self.sparsity:
                 return before  # less than one unit so far
             raise
+        except BudgetNotMetError:
+            if before is None or before.sparsity < self._pruned(model, level, None, example).sparsity:
+                raise
+            return before  # which removes more
+        return before if made == before else made
+
+    def _of_weights(self) -> bool:
+        """Whether a unit is one weight, so that the share of units is the sparsity of the masks."""
+        return isinstance(
+            granularities.registry.make(self.granularity), granularities.registry.get("element")
+        )
+
+    def _pruned(self, model: nn.Module, level: float, before: Masks | None, example: Example) -> Masks:
+        """The masks that remove this share."""
+        return prune(
+            model,
+            self.criterion,
+            self.granularity,
+            budgets.registry.get(self.budget).at(level),
+            skip=self.skip,
+            example=example,
+            options=PruneOptions(only=self.only, masks=before, at_least=self.at_least, at_most=self.at_most),
+        )

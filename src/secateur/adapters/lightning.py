@@ -84,7 +84,7 @@ def lightning_callback(
             forward and neither `model` nor `example` says which.
         MaskMismatchError: The masks are those of another model.
     """
-    library = _library()
+    library: Any = _library()
     keeper = MaskKeeper(masks, gradual, model, copies, plan, example)
     if model is None and keeper.needs_call:
         raise OptionError(

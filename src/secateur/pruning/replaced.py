@@ -43,14 +43,16 @@ class Places:
         self._parameters: list[tuple[nn.Module, str, nn.Parameter]] = []
         for name, parameter in parameters.items():
             *path, leaf = names.get(name, name).split(".")
-            module: nn.Module | None = model
+            module = model
             for key in path:
-                owner, module = module, module._modules.get(key)
-                if module is None:  # the model names its parameters in its own way
+                below = module._modules.get(key)
+                if below is None:  # the model names its parameters in its own way
                     break
-                modules[id(owner), key] = owner, key, module
-            if module is not None and leaf in module._parameters:
-                self._parameters.append((module, leaf, parameter))
+                modules[id(module), key] = module, key, below
+                module = below
+            else:
+                if leaf in module._parameters:
+                    self._parameters.append((module, leaf, parameter))
         self._modules = list(modules.values())
 
     def changed(self) -> bool:

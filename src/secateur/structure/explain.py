@@ -94,19 +94,9 @@ def explained(
         bits[group.count - go :] = False
         keep[group.index] = bits
         members = tuple((slot.name, slot.axis, slot.role, slot.positions.shape[1]) for slot in group.slots)
-        carried = structure.macs_through(group.index)
-        rows.append(
-            GroupRow(
-                group.name,
-                group.count,
-                members,
-                group.parameters,
-                carried,
-                go,
-                by_name and group.count > 1,
-                _norm_group(group, normed),
-            )
-        )
+        carried, named = structure.macs_through(group.index), by_name and group.count > 1
+        size = _norm_group(group, normed)
+        rows.append(GroupRow(group.name, group.count, members, group.parameters, carried, go, named, size))
     gone_parameters = gone_macs = 0
     if budget is not None:
         alive = structure.alive({i: b for i, b in keep.items() if not b.all()})

@@ -83,12 +83,17 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
 
 
 def _off(left: list[torch.Tensor], right: list[torch.Tensor]) -> float:
-    """The largest difference over the largest value; infinite where shapes differ."""
+    """The largest difference over the largest value; infinite where shapes differ, or what is no finite number."""
     if [each.shape for each in left] != [each.shape for each in right]:
         return float("inf")
-    scale = max([float(each.abs().max()) for each in left if each.numel()] + [1e-12])
+    if not all(torch.equal(a.isfinite(), b.isfinite()) for a, b in zip(left, right)):
+        return float("inf")
+    finite = [each.nan_to_num(0, 0, 0) for each in left]
+    scale = max([float(each.abs().max()) for each in finite if each.numel()] + [1e-12])
     gaps = [
-        float((a.double() - b.double()).abs().nan_to_num(0).max()) for a, b in zip(left, right) if a.numel()
+        float((a.double() - b.double()).abs().nan_to_num(0, 0, 0).max())
+        for a, b in zip(left, right)
+        if a.numel()
     ]
     return max([*gaps, 0.0]) / scale
 

@@ -14,7 +14,7 @@ from secateur.adapters.holding import MaskKeeper
 from secateur.adapters.lightning import lightning_callback
 from secateur.adapters.trainer import trainer_callback
 from secateur.core.masks import Masks
-from secateur.errors import MaskMismatchError, MissingExtraError, OptionError
+from secateur.errors import DataError, MaskMismatchError, MissingExtraError, OptionError
 from secateur.execution.recorded import FirstCall
 
 
@@ -221,13 +221,17 @@ def test_channels_leave_gradually_as_the_model_is_called(granularity):
 def test_an_example_that_is_given_is_used_and_labels_are_left_out_of_one_that_is_found():
     model, inputs = Model(), torch.randn(4, 8)
     gradual = sc.GradualPruning(0.5, until=0.5, every=1, granularity="channel")
-    given = MaskKeeper(None, gradual, model, example={"inputs": inputs})
+    labels = torch.zeros(4, dtype=torch.long)
+    given = MaskKeeper(None, gradual, model, example={"inputs": inputs, "labels": labels})
     given.start(model)
     assert not model._forward_pre_hooks
+    given.step(5, 10)
+    assert given.masks is not None  # no call was waited for
+    given.stop()
     found = FirstCall(model)
     seen = []
     found.then(lambda example: seen.append(example))
-    model(inputs, labels=torch.zeros(4, dtype=torch.long))
+    model(inputs, labels=labels)
     inputs.zero_()
     # this forward could be called without labels, as far as its signature says
     assert list(seen[0]) == ["inputs"]
@@ -237,6 +241,39 @@ def test_an_example_that_is_given_is_used_and_labels_are_left_out_of_one_that_is
     assert len(model._forward_pre_hooks) == 1
     stopped.stop()
     assert not model._forward_pre_hooks
+
+
+def test_arguments_without_names_ask_for_an_example():
+    class Wrapper(Model):
+        def forward(self, *args, **kwargs):
+            return super().forward(*args, **kwargs)
+
+    model = Wrapper()
+    FirstCall(model)
+    with pytest.raises(
+        DataError, match=r"Wrapper is called with 1 arguments that have no names beside.*give example="
+    ):
+        model(torch.randn(4, 8), labels=torch.zeros(4, dtype=torch.long))
+
+
+def test_a_compiled_model_runs_the_first_call_outside_its_graph():
+    model, seen = Model(), []
+    FirstCall(model).then(lambda example: seen.append(torch._dynamo.is_compiling()))
+    torch.compile(model, backend="eager")(torch.randn(4, 8), torch.zeros(4, dtype=torch.long))
+    assert seen == [False]
+
+
+def test_a_hold_that_cannot_end_is_not_held_on_to():
+    model = Model()
+    keeper = MaskKeeper(sc.prune(model, budget=0.5), model=model)
+    keeper.start(model)
+    name = next(iter(keeper.masks))
+    path, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(path), leaf, nn.Parameter(torch.ones(1, 1)))
+    with pytest.raises(MaskMismatchError):
+        keeper.stop()
+    assert keeper.held is None
+    keeper.stop()
 
 
 def test_a_gradual_of_four_arguments_still_makes_masks():

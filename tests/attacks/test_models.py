@@ -57,6 +57,19 @@ def test_the_judge_sees_other_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any("outputs differ" in what for _, what in judged().broken)
 
 
+def test_the_judge_sees_what_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*args: object, **named: object) -> sc.Shrunk:
+        small = shrink(*args, **named)
+        with torch.no_grad():
+            for parameter in small.model.parameters():
+                parameter.fill_(float("nan"))
+        return small
+
+    shrink = sc.shrink
+    monkeypatch.setattr(models.sc, "shrink", wrong)
+    assert any("outputs differ" in what for _, what in judged().broken)
+
+
 def test_the_judge_sees_other_exceptions_and_changed_models(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(model: torch.nn.Module, *args: object, **named: object) -> sc.Masks:
         next(model.parameters()).data.add_(1)

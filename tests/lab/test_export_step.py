@@ -53,6 +53,20 @@ def test_a_static_int8_file_is_among_the_results_and_judged_on_validation_images
 
 
 @needs_onnx
+def test_eight_bits_are_for_those_who_ask(tmp_path):
+    import onnx
+
+    step = {"kind": "export", "file": "m.onnx", "int8": "static", "calibrate": 64, "lost": 0.9}
+    most = []
+    for number, more in enumerate(({}, {"reduce_range": False})):
+        state = ran(tmp_path / str(number), TRAIN, {**step, **more})[1]
+        graph = onnx.load_from_string(state.files["m.onnx"]).graph
+        weights = [each for each in graph.initializer if each.name.endswith("weight_quantized")]
+        most.append(max(int(abs(onnx.numpy_helper.to_array(each).astype(int)).max()) for each in weights))
+    assert most[0] <= 64 < most[1]
+
+
+@needs_onnx
 def test_masks_are_applied_and_a_pt2_file_is_exact(tmp_path):
     found, state = ran(tmp_path, PRUNE, {"kind": "export", "file": "m.pt2"})
     rows = {m.name: m.value for m in found.measurements if m.context["variant"] == "export"}

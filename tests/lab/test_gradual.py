@@ -10,7 +10,7 @@ from secateur import data as datasets
 from secateur.core.masks import Masks
 from secateur.errors import BudgetNotMetError, OptionError, RecipeError
 from secateur.lab.recipe import Recipe
-from secateur.lab.training import GradualPruning, TrainingContext, TrainingOptions, train
+from secateur.lab.training import GradualPruning, TrainingContext, TrainingOptions, pruning, train
 
 QUICK = TrainingOptions(epochs=4, lr=0.05, batch_size=32)
 PLAN = GradualPruning(0.8, start=0.2, until=0.5, every=3)
@@ -45,6 +45,19 @@ class Watch:
 
     def finish(self):
         pass
+
+
+@pytest.mark.parametrize(("granularity", "given"), [("element", False), ("channel", True)])
+def test_an_example_is_given_only_where_it_is_needed(digits, monkeypatch, granularity, given):
+    seen = []
+    pruned = pruning.prune
+    monkeypatch.setattr(
+        pruning, "prune", lambda *args, **more: seen.append(more["example"]) or pruned(*args, **more)
+    )
+    plan = GradualPruning(0.5, until=0.5, every=3, granularity=granularity)
+    train(net(), digits, TrainingOptions(epochs=1, batch_size=32), pruning=plan, device="cpu")
+    assert seen
+    assert {each is not None for each in seen} == {given}
 
 
 def test_weights_leave_along_the_cubic_and_stay_away(digits):

@@ -175,6 +175,25 @@ def test_an_error_in_the_block_is_not_replaced_by_ours():
         block()
 
 
+def test_weights_that_train_as_codebooks_for_a_while_are_held_before_and_after():
+    model = net()
+    masks = masks_of(model)
+    masks.apply_(model)
+    shared = sc.share(model, bits=2, masks=masks)
+    with sc.hold(model, masks), shared.train(model) as training:
+        step(model, torch.optim.SGD(training.parameters(), lr=0.01))
+    assert come_back(model, masks) == 0
+
+
+def test_an_optimizer_of_another_model_is_not_asked_to_follow():
+    model, other = net(), net()
+    held = sc.hold(model, masks_of(model))
+    model[0].weight = nn.Parameter(torch.ones(2, 2))  # no mask fits it
+    step(other, torch.optim.SGD(other.parameters(), lr=0.1))
+    with pytest.raises(MaskMismatchError):
+        held.close()
+
+
 def test_a_parameter_that_gets_another_name_stays_held():
     model = net()
     masks = masks_of(model)

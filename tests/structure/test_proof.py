@@ -17,6 +17,7 @@ from secateur.structure.proof import ProofDomain, as_proof_options
 from secateur.structure.proof_inputs import ProofInput, affordable
 from secateur.structure.proving import ShapeProofError, prove
 from secateur.structure.shrunk_files import load_shrunk
+from secateur.structure.trace.flags import flipped
 from secateur.structure.trace.other_shapes import other_shapes, shapes_of
 
 
@@ -416,7 +417,7 @@ def test_both_ways_of_a_flag_are_cut_and_proved(flag: object) -> None:
 
 
 class Branches(nn.Module):
-    """A name decides which branch reads the first layer; the example leaves it to its default."""
+    """A name decides which branch reads the first layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -428,19 +429,26 @@ class Branches(nn.Module):
         return self.out(self.branches[branch](self.a(x).relu()).relu()) * scale
 
 
+class NamedOnly(Branches):
+    def forward(self, x: torch.Tensor, *, branch: str = "left") -> torch.Tensor:
+        return super().forward(x, branch=branch)
+
+
 @pytest.mark.parametrize(
-    "example",
+    ("kind", "example"),
     [
-        lambda x: x,
-        lambda x: (x, 2.0),
-        lambda x: (x, 1.0, "right"),
-        lambda x: {"x": x},
-        lambda x: {"x": x, "branch": "right"},
+        (Branches, lambda x: x),
+        (Branches, lambda x: (x, 2.0)),
+        (Branches, lambda x: (x, 1.0, "right")),
+        (Branches, lambda x: {"x": x}),
+        (Branches, lambda x: {"x": x, "branch": "right"}),
+        (NamedOnly, lambda x: x),
+        (NamedOnly, lambda x: {"x": x}),
     ],
 )
-def test_every_branch_that_a_name_chooses_is_cut_and_proved(example) -> None:
+def test_every_branch_that_a_name_chooses_is_cut_and_proved(kind, example) -> None:
     torch.manual_seed(0)
-    model, x = Branches().eval(), torch.randn(3, 4)
+    model, x = kind().eval(), torch.randn(3, 4)
     masks = sc.prune(model, "l2", "channel", 0.5, example=example(x))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -450,6 +458,17 @@ def test_every_branch_that_a_name_chooses_is_cut_and_proved(example) -> None:
     masks.apply_(model)
     for branch in ("left", "right"):
         torch.testing.assert_close(small.model(x, branch=branch), model(x, branch=branch))
+
+
+def test_defaults_without_names_are_left_alone() -> None:
+    class Positional(nn.Module):
+        def forward(self, x: torch.Tensor, deep: bool = False, /, wide: bool = True) -> torch.Tensor: ...
+
+    class Any(nn.Module):
+        def forward(self, *x: torch.Tensor, deep: bool = False) -> torch.Tensor: ...
+
+    assert flipped((1,), Positional()) == flipped((1,), Any()) == []
+    assert flipped((1, True), Positional()) == [(1, False)]
 
 
 def test_a_cut_past_layers_that_no_input_reaches_is_said() -> None:

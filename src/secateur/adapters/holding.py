@@ -174,7 +174,7 @@ class MaskKeeper:
         """Make masks, and hold them from now on."""
         if self.gradual is None or self.model is None:
             return
-        if isinstance(self.gradual, GradualOnExample):
+        if isinstance(self.gradual, GradualOnExample) and self.gradual.needs_example:
             made = self.gradual.masks(self.model, step, steps, self.masks, example)
         else:
             made = self.gradual.masks(self.model, step, steps, self.masks)
@@ -188,13 +188,12 @@ class MaskKeeper:
 
     def stop(self) -> None:
         """Release the masks; the weights stay masked. A second call does nothing."""
-        if self.held is not None:
-            self.held.close(complain=False)
-            self.held = None
         if self._first is not None:
             self._first.close()
-            self._first = None
-        self._done = None
+        held, self.held = self.held, None
+        self._first = self._done = None
+        if held is not None:
+            held.close(complain=False)
 
     def logged(self) -> dict[str, float]:
         """The numbers to log: the share of the masked tensors' weights that is removed."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import nn
 
 from secateur.adapters.holding import GradualLike, MaskKeeper
 from secateur.core.masks import Masks
-from secateur.errors import MissingExtraError, OptionError
+from secateur.errors import MaskMismatchError, MissingExtraError, OptionError
 from secateur.execution.example import Example
 from secateur.structure.cut.plan import ShrinkPlan
 
@@ -73,7 +74,8 @@ def lightning_callback(
         plan: The plan of a model that was cut before, kept in every checkpoint as "secateur_plan": applied to a new
             model (`plan.apply_(fresh)`), it makes one that the checkpoint loads into.
         example: One input as the model is called with it, where `gradual` follows the forward (granularities "channel",
-            "head", "layer"). None takes what the model is called with first in training, without labels.
+            "head", "head_size", "layer"). None takes what the model is called with first, without labels that are
+            keywords.
 
     Returns:
         A callback for `Trainer(callbacks=[...])`.
@@ -156,7 +158,8 @@ def lightning_callback(
             keeper.stop()
 
         def on_exception(self, trainer: object, pl_module: nn.Module, exception: BaseException) -> None:
-            """Release the masks after a fit that failed."""
-            keeper.stop()
+            """Release the masks after a fit that failed, for its own reason."""
+            with suppress(MaskMismatchError):
+                keeper.stop()
 
     return HoldMasks()

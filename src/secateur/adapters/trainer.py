@@ -50,7 +50,8 @@ def trainer_callback(
         plan: The plan of a model that was cut before. Checkpoints have the cut widths and the dense configuration: with
             the plan beside them (`secateur_plan.json`), `plan.apply_(fresh)` makes a model that they load into.
         example: One input as the model is called with it, where `gradual` follows the forward (granularities "channel",
-            "head", "layer"). None takes what the model is called with first in training, without labels.
+            "head", "head_size", "layer"). None takes what the model is called with first, without labels that are
+            keywords.
 
     Returns:
         A callback for `Trainer(callbacks=[...])`.

@@ -34,10 +34,10 @@ __all__ = [
     "call_arguments",
     "check_training",
     "first_example",
-    "left_to_defaults",
     "own_call",
     "read_batch",
     "takes_a_dict",
+    "with_defaults",
 ]
 
 Example: TypeAlias = object
@@ -239,29 +239,29 @@ def _needed(model: nn.Module | None) -> set[str]:
     }
 
 
-def left_to_defaults(model: nn.Module | None, example: Example) -> dict[str, object]:
-    """The arguments that a call on the example leaves to the forward's defaults, in order, as it could be given them.
+def with_defaults(model: nn.Module | None, example: Example) -> tuple[dict[str, object], dict[str, object]]:
+    """The arguments of a call by name, and those that it leaves to the forward's defaults.
 
     Args:
-        model: The model; None has none.
+        model: The model; None has no forward.
         example: The example.
+
+    Returns:
+        (arguments, defaults); both are empty where the arguments of the forward have no names that a call could use.
 
     >>> class Tower(nn.Module):
     ...     def forward(self, x, scale=1.0, *, deep=False): ...
-    >>> left_to_defaults(Tower(), torch.zeros(1)), left_to_defaults(Tower(), {"x": 1, "scale": 2.0})
-    ({'scale': 1.0}, {'deep': False})
+    >>> with_defaults(Tower(), 3), with_defaults(Tower(), {"x": 3, "scale": 2.0})
+    (({'x': 3}, {'scale': 1.0, 'deep': False}), ({'x': 3, 'scale': 2.0}, {'deep': False}))
     """
     args, keywords = call_arguments(example)
-    if takes_a_dict(model, keywords):
-        return {}
     found = [each for each in _parameters(model) if each.kind is not each.VAR_KEYWORD]
-    if not keywords:
-        found = [each for each in found[len(args) :] if each.kind is each.POSITIONAL_OR_KEYWORD]
-    return {
-        each.name: each.default
-        for each in found
-        if each.default is not each.empty and each.name not in keywords
-    }
+    unnamed = any(each.kind in (each.POSITIONAL_ONLY, each.VAR_POSITIONAL) for each in found)
+    if unnamed or len(args) > len(found) or takes_a_dict(model, keywords):
+        return {}, {}
+    given = keywords or {each.name: value for each, value in zip(found, args)}
+    left = {each.name: each.default for each in found if each.default is not each.empty}
+    return given, {name: default for name, default in left.items() if name not in given}
 
 
 def takes_a_dict(model: nn.Module | None, keywords: Mapping[str, object]) -> bool:

@@ -11,7 +11,6 @@ torch.Size([3, 2])
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +18,9 @@ import torch
 from torch import nn
 
 from secateur.core.nested import map_tensors
+from secateur.errors import DataError
 from secateur.execution.devices import device_of
-from secateur.execution.example import Example, read_batch
+from secateur.execution.example import Example, read_batch, with_defaults
 
 __all__ = ["FirstCall"]
 
@@ -28,7 +28,7 @@ Work = Callable[[Example], None]
 
 
 class FirstCall:
-    """Waits for a model's first call, and keeps a copy of its arguments, without labels where the forward allows it.
+    """Waits for a model's first call, and keeps a copy of its arguments, without labels that are keywords of the call.
 
     Args:
         model: The model; one hook is on it until it is called, or until `close`.
@@ -57,6 +57,7 @@ class FirstCall:
             self._hook.remove()
         self._hook, self._waiting = None, []
 
+    @torch.compiler.disable
     def _called(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         waiting = self._waiting
         self.close()  # the work may call the model
@@ -74,5 +75,11 @@ def _example(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     if not kwargs:
         return args[0] if len(args) == 1 and not isinstance(args[0], (tuple, dict)) else args
     if args:
-        kwargs = {**inspect.signature(model.forward).bind_partial(*args).arguments, **kwargs}
+        named, _ = with_defaults(model, args)
+        if not named:
+            raise DataError(
+                f"{type(model).__name__} is called with {len(args)} arguments that have no names beside "
+                f"{sorted(kwargs)}: what it is called with cannot be taken from a call; give example="
+            )
+        kwargs = {**named, **kwargs}
     return read_batch(kwargs, 0, labels_apart=True, model=model).example

@@ -214,8 +214,12 @@ class Held:
         new = masks if isinstance(masks, Masks) else Masks(masks)
         for model in (self.model, *self.copies):
             new.check(model, wrapped=True)
-        self.masks = Masks({**self.masks, **new})
-        self._collect()
+        before, self.masks = self.masks, Masks({**self.masks, **new})
+        try:
+            self._collect()
+        except MaskMismatchError:
+            self.masks = before
+            raise
         self._zero()
         for optimizer in list(self._optimizers):
             self._clean(optimizer, restart=True)
@@ -320,7 +324,13 @@ class Held:
         return any(weight.parameter._version != weight.seen for weight in self._weights)
 
     def _before_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
-        self._follow()
+        if not self._replaced():
+            return
+        mine = {
+            id(one) for one in (*self.model.parameters(), *(weight.parameter for weight in self._weights))
+        }
+        if any(id(one) in mine for group in optimizer.param_groups for one in group["params"]):
+            self._follow()
 
     def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         if optimizer not in self._batches:  # else it was found to step these weights before
@@ -412,6 +422,8 @@ class _Hook:
     def __call__(self, *args: Any) -> Any:
         held = self.held
         subject = args[0]
+        if getattr(subject, "_is_replica", False):  # of nn.DataParallel: it shares the hooks of the model
+            return None
         if isinstance(subject, nn.Module) and (
             held is None or not any(subject is model for model in (*held.called, *held.copies))
         ):

@@ -58,8 +58,10 @@ class Places:
     def changed(self) -> bool:
         """Whether another parameter or module stands in one of the places."""
         for module, key, parameter in self._parameters:
-            now = module._parameters.get(key)
-            if now is not parameter and not (now is not None and _lent(now, parameter)):
+            now = module._parameters.get(
+                key
+            )  # None where it was taken out for a while, as to train codebooks
+            if now is not None and now is not parameter and not _lent(now, parameter):
                 return True
         return any(owner._modules.get(key) is not module for owner, key, module in self._modules)
 

@@ -10,11 +10,9 @@ from torch import nn
 
 from secateur.core.user_warnings import warn
 from secateur.structure.cut.plan import ShrinkPlan
-from secateur.structure.proof import Proof
+from secateur.structure.proof import Proof, listed_layers
 
 __all__ = ["warn_of_unreached"]
-
-_NAMED = 3
 
 
 def warn_of_unreached(model: nn.Module, plan: ShrinkPlan, proof: Proof) -> None:
@@ -27,12 +25,17 @@ def warn_of_unreached(model: nn.Module, plan: ShrinkPlan, proof: Proof) -> None:
     """
     widths = {plan.shapes[name][axis] for name, axes in plan.keep.items() for axis in axes}
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    likely = [name for name in proof.unreached if name in parameters and widths & set(parameters[name].shape)]
-    layers = list(dict.fromkeys(name.rpartition(".")[0] or name for name in likely))
-    if layers:
-        more = f" and {len(layers) - _NAMED} more" if len(layers) > _NAMED else ""
+    likely = [
+        name
+        for name in proof.unreached
+        if name in parameters
+        and widths & set(parameters[name].shape)
+        and (after := plan.name_after(name)) is not None  # it did not leave with its block
+        and after not in plan.keep
+    ]
+    if likely:
         warn(
-            f"{', '.join(layers[:_NAMED])}{more}: not reached by the example, and so neither cut nor proved, but as "
-            "wide as layers that were cut. If a call does reach them it may fail now: keep what they read whole with "
-            "skip= in prune, or give an example that reaches them"
+            f"{listed_layers(likely)}: not reached by the example, and so neither cut nor proved, but as wide as "
+            "layers that were cut. If a call does reach them it may fail now: keep what they read whole with skip= in "
+            "prune, or give an example that reaches them"
         )

@@ -15,7 +15,7 @@ on (2, 3, 8, 8) [eager]
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -52,7 +52,7 @@ class ProofOptions(ComparedByCall):
             there, without values, unless `every` is set or a call of its own is given.
         other_shapes: Whether other batch sizes, image sizes and lengths are proved too, where the model accepts them,
             and the other way of every flag that decides which parameters are used: a boolean, or a text that names a
-            branch of an `nn.ModuleDict`.
+            branch of an `nn.ModuleDict`, also where the example leaves it to the forward's default.
         every: Whether every input is run in every mode. Otherwise large inputs are run in one mode each, so that every
             mode and every input occurs.
         tolerance: The largest difference that counts as equal, as a share of the largest output.
@@ -99,6 +99,20 @@ def as_proof_options(proof: ProofLike) -> ProofOptions:
     if isinstance(proof, ProofOptions):
         return proof
     return ProofOptions((proof,) if isinstance(proof, str) else tuple(proof), every=True)
+
+
+def listed_layers(parameters: Iterable[str]) -> str:
+    """The layers of some parameters for a sentence: the first ones by name, and how many more there are.
+
+    Args:
+        parameters: Their names.
+
+    >>> listed_layers(["a.weight", "a.bias", "scale", "b.weight", "c.weight", "d.weight"])
+    'a, scale, b, c and 1 more'
+    """
+    layers = list(dict.fromkeys(name.rpartition(".")[0] or name for name in parameters))
+    more = f" and {len(layers) - _NAMED} more" if len(layers) > _NAMED else ""
+    return f"{', '.join(layers[:_NAMED])}{more}"
 
 
 @dataclass(frozen=True)
@@ -256,9 +270,7 @@ class Proof:
             more = f" and {len(tried) - _NAMED} more" if len(tried) > _NAMED else ""
             where += f"; not on {', '.join(tried[:_NAMED])}{more}, which the dense model refuses"
         if self.unreached:
-            layers = list(dict.fromkeys(name.rpartition(".")[0] or name for name in self.unreached))
-            more = f" and {len(layers) - _NAMED} more" if len(layers) > _NAMED else ""
-            where += f"; not of {', '.join(layers[:_NAMED])}{more}, which these inputs do not reach"
+            where += f"; not of {listed_layers(self.unreached)}, which these inputs do not reach"
         if self.untrained:
             where += f"; not in training: {self.untrained}"
         if not self.equality:

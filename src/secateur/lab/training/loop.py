@@ -384,7 +384,8 @@ class _Run:
         """Remove more weights before this step, where `GradualPruning` says so."""
         if self.pruning is None or not self.pruning.is_due(step, steps):
             return
-        example = self.data.example.to(next(self.model.parameters()).device)
+        device = next(self.model.parameters()).device
+        example = self.data.example.to(device) if self.pruning.needs_example else None
         masks = self.pruning.masks(self.model, step, steps, self.masks, example)
         if masks is not self.masks:
             self._hold(masks, optimizer)

@@ -167,7 +167,7 @@ class GradualPruning:
             if before is None or before.sparsity < self._pruned(model, level, None, example).sparsity:
                 raise
             return before  # which removes more
-        return before if made == before else made
+        return before if not self._of_weights() and made == before else made
 
     def _of_weights(self) -> bool:
         """Whether a unit is one weight, so that the share of units is the sparsity of the masks."""

@@ -35,6 +35,8 @@ def accelerated(options: TrainingOptions, device: torch.device) -> Iterator[Acce
         raise OptionError(
             f"precision: fp16 training needs CUDA, and the device is {device}; take bf16 or fp32"
         )
+    if options.precision == "bf16":
+        warn_of_slow_bfloat16(device)
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
     # accelerate has no public way to set its global state aside.
     shared = [AcceleratorState._shared_state, GradientState._shared_state]
@@ -44,8 +46,6 @@ def accelerated(options: TrainingOptions, device: torch.device) -> Iterator[Acce
     environment = os.environ.get("ACCELERATE_TORCH_DEVICE")
     for state in shared:
         state.clear()
-    if options.precision == "bf16":
-        warn_of_slow_bfloat16(device)
     mixed = options.precision if options.precision in ("bf16", "fp16") else "no"
     try:
         if not launched:

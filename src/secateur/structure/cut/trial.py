@@ -95,7 +95,7 @@ def _tried(
 def _half(group: Group) -> np.ndarray:
     """One flag per unit: as many remain as a budget of a half keeps, in places without a pattern, as those of masks."""
     left = group.count - min(round(group.count / 2), group.count - 1)
-    return np.random.default_rng(group.count).permutation(group.count) < left
+    return np.random.default_rng((group.count, group.index)).permutation(group.count) < left
 
 
 def _whole(structure: Structure, lock: Lock) -> Lock:

@@ -1,8 +1,8 @@
 """Flags: inputs that decide what runs; each is recorded the other way round as well.
 
-A flag is true or false, or the name of a branch: a text that is a key of one of the model's dicts of modules or
-parameters. An
-argument of the forward that the example leaves out is a flag if its default is one.
+A flag is true or false, or the name of a branch: a text that is a key of one of the model's dicts of modules or of
+parameters. An argument of the forward that the example leaves out is a flag if its default is one, where arguments have
+names (not those of `*args`, and not what a model finds in the one dict that it takes). At most 16 are tried.
 
 Only a flag that makes a forward use parameters which it does not use otherwise is followed. One that asks for more
 outputs (attention maps, a cache) is not: what it shows of a cut model is narrower, as it should be.
@@ -23,7 +23,7 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
-from secateur.execution.example import Example, call_arguments, left_to_defaults
+from secateur.execution.example import Example, with_defaults
 from secateur.structure.trace.in_training import used_tensors
 from secateur.structure.trace.trace import Trace, trace
 
@@ -58,8 +58,8 @@ def flipped(example: Example, model: nn.Module | None = None) -> list[Example]:
     >>> flipped((1, "a"), branches), flipped((1, "c"), branches)
     ([(1, 'b')], [])
     """
-    branches = [each for each in model.modules() if isinstance(each, _Branches)] if model else []
-    return list(islice(_flipped(_with_defaults(example, model, branches), branches), _MOST))
+    branches = [each for each in model.modules() if isinstance(each, _Branches)] if model is not None else []
+    return list(islice(_flipped(_all_said(example, model, branches), branches), _MOST))
 
 
 def _others(value: object, branches: Sequence[_Branches]) -> Iterator[object]:
@@ -85,17 +85,11 @@ def _flipped(value: object, branches: Sequence[_Branches]) -> Iterator[object]:
                 yield type(value)([*parts[:index], other, *parts[index + 1 :]])  # type: ignore[call-arg]
 
 
-def _with_defaults(example: Example, model: nn.Module | None, branches: Sequence[_Branches]) -> Example:
-    """The example with the flags that it leaves to the forward's defaults."""
-    left = left_to_defaults(model, example)
-    flags = [name for name, default in left.items() if any(True for _ in _others(default, branches))]
-    if not flags:
-        return example
-    args, keywords = call_arguments(example)
-    if keywords:
-        return {**keywords, **{name: left[name] for name in flags}}
-    names = list(left)
-    return (*args, *(left[name] for name in names[: names.index(flags[-1]) + 1]))
+def _all_said(example: Example, model: nn.Module | None, branches: Sequence[_Branches]) -> Example:
+    """The example with the flags that it leaves to the forward's defaults, by name if there are any."""
+    given, left = with_defaults(model, example)
+    flags = {name: each for name, each in left.items() if any(True for _ in _others(each, branches))}
+    return {**given, **flags} if flags else example
 
 
 _KNOWN: weakref.WeakKeyDictionary[Trace, tuple[FlagRun, ...]] = weakref.WeakKeyDictionary()

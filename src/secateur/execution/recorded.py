@@ -38,7 +38,8 @@ class FirstCall:
         self.model = model
         self.example: Example = None
         self._waiting: list[Work] = []
-        self._hook: Any = model.register_forward_pre_hook(self._called, with_kwargs=True)
+        called: Any = torch.compiler.disable(self._called)  # a compiled model's hooks run while it is compiled
+        self._hook: Any = model.register_forward_pre_hook(called, with_kwargs=True)
 
     def then(self, work: Work) -> None:
         """Do something with the example: now where it is known, else at the start of the first call.
@@ -57,7 +58,6 @@ class FirstCall:
             self._hook.remove()
         self._hook, self._waiting = None, []
 
-    @torch.compiler.disable
     def _called(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         waiting = self._waiting
         self.close()  # the work may call the model

@@ -133,16 +133,32 @@ def test_a_block_of_weight_norms_leaves_by_its_scales() -> None:
     assert torch.allclose(masks.apply_(copy.deepcopy(model))(X), small.model(X))
 
 
-def test_a_block_that_zeros_make_divide_by_zero_says_so() -> None:
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [
+        ("div", lambda w: w / w.norm()),
+        ("rsqrt", lambda w: w * torch.rsqrt(w.pow(2).sum())),
+        ("pow", lambda w: w * w.square().sum() ** -0.5),
+    ],
+)
+def test_a_block_that_zeros_make_divide_by_zero_says_so(name, unit) -> None:
     class Unit(Residual):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            weight = self.out.weight / self.out.weight.norm()
-            return x + nn.functional.linear(torch.tanh(self.fc(x)), weight)
+            return x + nn.functional.linear(torch.tanh(self.fc(x)), unit(self.out.weight))
 
     refused = find_blocks(nn.Sequential(Unit(), nn.Linear(4, 2)), X).refused
     assert [(each.path, each.reason) for each in refused] == [
-        ("0", "with zeros for its weights div divides by 0")
+        ("0", f"with zeros for its weights {name} divides by 0")
     ]
+
+
+def test_a_norm_with_a_small_number_under_its_root_leaves_with_its_block() -> None:
+    class Scaled(Residual):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.fc(x)
+            return x + self.out(y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+    assert [each.path for each in find_blocks(nn.Sequential(Scaled(), nn.Linear(4, 2)), X).found] == ["0"]
 
 
 def test_a_parameter_shared_with_another_layer_holds_a_block() -> None:

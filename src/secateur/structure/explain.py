@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 from torch import nn
@@ -86,7 +86,7 @@ def explained(
         raise OptionError(f"budget: expected the share to remove, 0 <= share < 1, got {budget!r}")
     total = sum(parameter.numel() for parameter in model.parameters())
     macs = structure.macs()
-    rows, keep, normed = [], {}, _weights_of_group_norms(structure)
+    rows, keep, normed = [], {}, _sizes_of_norm_groups(structure)
     for group in structure.groups:
         by_name = not cut_by_default(group, names)
         go = 0 if budget is None or by_name else min(round(budget * group.count), group.count - 1)
@@ -122,22 +122,24 @@ def explained(
     )
 
 
-def _weights_of_group_norms(structure: Structure) -> frozenset[str]:
-    """The weights and biases of norms over groups of channels."""
-    return frozenset(
-        ref.name
-        for op in structure.trace.ops
-        if op.name in ("native_group_norm", "group_norm")
-        for ref in op.refs()
-        if ref.name
-    )
+def _sizes_of_norm_groups(structure: Structure) -> dict[str, int]:
+    """The channels of one group, by the weights and biases of norms over groups of channels."""
+    found: dict[str, int] = {}
+    for op in structure.trace.ops:
+        if op.name in ("native_group_norm", "group_norm"):
+            groups = op.arg(6, "group") if op.name == "native_group_norm" else op.arg(1, "num_groups")
+            found |= {ref.name: ref.shape[0] // int(groups) for ref in op.refs() if ref.name}
+    return found
 
 
-def _norm_group(group: Group, normed: Collection[str]) -> int:
-    """How many channels of a norm each unit takes, where it takes several; else 0."""
-    sizes = (int(slot.positions.shape[1]) for slot in group.slots if slot.name in normed)
-    most = max(sizes, default=0)
-    return most if most > 1 else 0
+def _norm_group(group: Group, sizes: Mapping[str, int]) -> int:
+    """How many channels a unit takes, where it is one group of a norm that has several; else 0."""
+    taken = {
+        size
+        for slot in group.slots
+        if (size := int(slot.positions.shape[1])) > 1 and sizes.get(slot.name) == size
+    }
+    return max(taken, default=0)
 
 
 def layer_rows(model: nn.Module, example: object) -> tuple[LayerRow, ...]:

@@ -170,9 +170,15 @@ def divides_by_zero(op: Op, zero: IsZero) -> bool:
     name, args = plain_name(op), op.args
     if name in ("div", "fmod", "remainder"):
         return isinstance(args[1], TensorRef) and zero(args[1])
-    if name in WEIGHT_NORMS or name in _ENDLESS_AT_ZERO:
+    if name in WEIGHT_NORMS or name in _ENDLESS_AT_ZERO or _power(op, name) < 0:
         return isinstance(args[0], TensorRef) and zero(args[0])
     return False
+
+
+def _power(op: Op, name: str) -> float:
+    """The exponent of a power that is a number; 0 for every other operator."""
+    exponent = op.arg(1, "exponent") if name == "pow" else 0
+    return float(exponent) if isinstance(exponent, (int, float)) else 0.0
 
 
 # The arguments that must all be 0, of operators whose result is then 0.
@@ -202,7 +208,7 @@ def _elementwise_zero(op: Op, name: str, is_zero: Callable[[object], bool]) -> b
         return True
     if name in _CLAMPS:
         return is_zero(args[0]) and _clamps_around_zero(op, name)
-    if name in _MOVES or name in _KEEPS:
+    if name in _MOVES or name in _KEEPS or _power(op, name) > 0:
         return bool(args) and is_zero(args[0])
     return False
 

@@ -686,3 +686,18 @@ def test_an_example_of_numpy_is_named() -> None:
     for example in (np.zeros((1, 4), np.float32), (np.zeros((1, 4), np.float32),)):
         with pytest.raises(TraceError, match=r"got numpy.ndarray; give torch.from_numpy\(example\)"):
             sc.explain(model, example)
+
+
+def test_a_model_without_values_is_neither_shrunk_nor_loaded_into(tmp_path):
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(3, 4)
+    masks = sc.prune(model, "l2", "channel", 0.5, example=x)
+    sc.shrink(model, masks, x).save(tmp_path / "small.safetensors")
+    empty = copy.deepcopy(model).to("meta")
+    with pytest.raises(
+        OptionError,
+        match=r"0\.weight: expected real weights, got a tensor on the meta device; load the model first",
+    ):
+        sc.shrink(empty, masks, x.to("meta"))
+    with pytest.raises(OptionError, match="build the model that is given as into= on a real device"):
+        sc.load_shrunk(tmp_path / "small.safetensors", into=empty)
+    assert empty[0].out_features == 8

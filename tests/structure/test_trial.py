@@ -52,6 +52,37 @@ def test_explain_reports_the_lock_and_counts_what_is_cut() -> None:
     assert found.removed_parameters == before - after
 
 
+class Shifted(nn.Module):
+    """Channels move between frames by slices that are written with numbers; their first half alone fits the slices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(3, 16), nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x).relu()
+        moved = torch.zeros_like(y)
+        moved[:, :-1, :4] = y[:, 1:, :4]
+        moved[:, 1:, 4:8] = y[:, :-1, 4:8]
+        moved[:, :, 8:] = y[:, :, 8:]
+        return self.head(self.b(moved).relu())
+
+
+def test_channels_that_slices_keep_are_not_offered() -> None:
+    torch.manual_seed(0)
+    model, x = Shifted().eval(), torch.randn(2, 5, 3)
+    found = sc.explain(model, x, budget=0.5)
+    assert [row.name for row in found.groups] == ["b"]
+    assert "the forward has this width hard-coded (slice in the model): a.weight[0]" in str(found)
+    masks = sc.prune(model, "l2", "channel", 0.5, example=x)
+    assert "a.weight" not in masks
+    small = sc.shrink(model, masks, x)
+    assert (small.model.a.out_features, small.model.b.out_features) == (16, 8)
+    assert sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in small.model.parameters()) == (
+        found.removed_parameters
+    )
+
+
 class Bare(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -26,10 +26,11 @@ from secateur.core.context import Context, Loss
 from secateur.core.left_alone import say_left_alone
 from secateur.core.masks import Masks, count_true
 from secateur.core.model_kinds import plain_model
-from secateur.core.targets import Pattern, Target
+from secateur.core.targets import Pattern
 from secateur.criteria import Criterion, CriterionLike
 from secateur.errors import DataError, NothingToDoError, OptionError
 from secateur.execution.example import ComparedByCall, Example, Training, check_training, first_example
+from secateur.execution.sound_weights import check_loaded
 from secateur.execution.verb import verb
 from secateur.granularity import Granularity, GranularityLike
 from secateur.pruning.connectivity import raise_if_disconnected
@@ -147,7 +148,7 @@ def prune(
         # a granularity that follows the forward finds the weights that belong to no layer by itself
         among = grain.left_out(model, targets, context) if granularities.needs_example(grain) else None
         say_left_alone("prune", model, targets, skip, how, among)
-    _check_loaded(model, targets)
+    check_loaded({target.name: target.of(model) for target in targets})
     found = _checked_masks(asked.masks, model)
     rounds = _rounds(rules, final, asked, data)
     scored = ScoredUnits(model, scorers, grain, targets, context, None if asked.regrow else found)
@@ -209,15 +210,6 @@ def _checked_masks(masks: Masks | Mapping[str, torch.Tensor] | None, model: nn.M
     found = masks if isinstance(masks, Masks) else Masks(masks)
     found.check(model)
     return found
-
-
-def _check_loaded(model: nn.Module, targets: Sequence[Target]) -> None:
-    """Raise when a weight has no values yet."""
-    for target in targets:
-        if target.of(model).device.type == "meta":
-            raise OptionError(
-                f"{target.name}: expected real weights, got a tensor on the meta device; load the model first"
-            )
 
 
 def budget_of(value: BudgetLike) -> Budget:

@@ -35,6 +35,7 @@ from secateur.core.missing_files import missing
 from secateur.core.model_kinds import unwrapped
 from secateur.core.safetensors_header import open_header
 from secateur.errors import DataError, FormatError, NothingToDoError, OptionError, PlanError
+from secateur.execution.sound_weights import check_loaded
 from secateur.execution.verb import verb
 from secateur.structure.cut.plan import ShrinkPlan
 from secateur.structure.depth.entries import check_entries
@@ -233,6 +234,7 @@ def load_shrunk(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
     Raises:
         FormatError: The file is not one that `Shrunk.save` wrote.
         PlanError: The model is not the one that the plan was made for.
+        OptionError: The model is on the meta device, where nothing can be loaded.
     """
     if not Path(path).is_file():
         raise FormatError(f"{missing(path)}; write one with small.save(path)")
@@ -256,6 +258,7 @@ def load_shrunk(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
             f"{extra[:3]}; build the model it was "
             "made from, at its original widths"
         )
+    check_loaded(wanted, "build the model that is given as into= on a real device")
     full = {name: tensors[first[id(tensor)]] for name, tensor in wanted.items()}
     # The plan is tried on a copy: the model is changed only when nothing can fail any more.
     for name, tensor in plan.apply_(copy.deepcopy(into)).state_dict().items():

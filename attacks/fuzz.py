@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow
@@ -37,7 +37,7 @@ _FAILURE = "fuzz-failure-"
 def attack(
     seconds: float, seed: int, only: Sequence[str] = (), kept: Sittings | None = None
 ) -> tuple[Tally, list[str]]:
-    """Attack all targets in turn for so long.
+    """Attack all targets in turn for so long. A short attack that is not kept gives each its share of processor time.
 
     Args:
         seconds: How long.
@@ -53,16 +53,18 @@ def attack(
     }
     _warm_up(list(chosen.values()))
     judge, found, numbers = Judge(), list[str](), dict.fromkeys(chosen, 0)
-    end = time.monotonic() + seconds
+    short = kept is None and seconds <= 3 * len(TARGETS)
+    clock = time.process_time if short else time.monotonic
+    end = clock() + seconds
     try:
-        while chosen and time.monotonic() < end:
+        while chosen and (clock() < end or (short and min(numbers[each] for each in chosen) == 0)):
             if kept is None:
                 name = min(chosen, key=lambda each: numbers[each])
                 number, numbers[name] = numbers[name], numbers[name] + 1
             else:
                 name, number = kept.claim(list(chosen))
-            part = end if kept or seconds > 3 * len(TARGETS) else time.monotonic() + seconds / len(chosen)
-            broken = _piece(judge, chosen[name], f"{seed} {name} {number}", min(end, part))
+            part = clock() + seconds / len(chosen) if short else end
+            broken = _piece(judge, chosen[name], f"{seed} {name} {number}", clock, part)
             if broken:
                 found.append(f"{name}: {broken}")
                 del chosen[name]
@@ -86,15 +88,15 @@ def _warm_up(chosen: Sequence[targets.Target]) -> None:
     gc.freeze()
 
 
-def _piece(judge: Judge, target: targets.Target, seed: str, end: float) -> str:
-    """Run one piece, or what there is time for; gives what broke the promise, if anything did."""
+def _piece(judge: Judge, target: targets.Target, seed: str, clock: Callable[[], float], end: float) -> str:
+    """Run one piece, or what there is time for by the clock; gives what broke the promise, if anything did."""
     rng = random.Random(seed)
     batch: list[bytes] = []
     try:
         for _ in range(PIECE // _BATCH):
             batch = []
             with judge.batch():
-                while len(batch) < _BATCH and time.monotonic() < end:
+                while len(batch) < _BATCH and clock() < end:
                     batch.append(target.make(rng))
                     judge.one(target, batch[-1])
     except (Exception, TooLong) as error:

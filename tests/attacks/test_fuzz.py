@@ -138,7 +138,7 @@ def test_a_planted_fault_is_found_and_its_input_is_kept(fault, tmp_path, monkeyp
     referee, count = Judge(), iter(range(1_000_000))
     target = targets.Target("planted", lambda rng: str(next(count)).encode(), run)
     try:
-        broken = fuzz._piece(referee, target, "seed", time.monotonic() + 20)
+        broken = fuzz._piece(referee, target, "seed", time.monotonic, time.monotonic() + 20)
     finally:
         referee.close()
         torch.set_rng_state(state)
@@ -157,7 +157,7 @@ def test_without_a_fault_a_piece_is_whole_and_nothing_is_found(tmp_path, monkeyp
     referee = Judge()
     target = targets.Target("honest", lambda rng: rng.randbytes(5), lambda data: "refused")
     try:
-        assert fuzz._piece(referee, target, "seed", time.monotonic() + 60) == ""
+        assert fuzz._piece(referee, target, "seed", time.monotonic, time.monotonic() + 60) == ""
     finally:
         referee.close()
     assert referee.tally.verdicts == {"honest: refused": fuzz.PIECE}

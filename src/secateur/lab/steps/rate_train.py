@@ -40,7 +40,7 @@ Patterns = str | tuple[str, ...] | None
 class _RateTrain(TrainBase):
     """Training for bytes."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     target: int = Field(..., ge=1, description="bytes of the file to reach")
     until: float = Field(0.7, gt=0, le=1, description="share of the epochs after which the target is reached")
     most: int = Field(3, ge=1, le=100, description="the largest multiple of the step, on both sides of zero")

@@ -166,6 +166,20 @@ def test_the_lower_the_rate_the_less_is_wanted_and_the_faster_the_price_follows(
         assert math.log(training.price) - slow == pytest.approx(8.0 * over, abs=1e-9)
 
 
+def test_without_ahead_neither_wanted_bytes_nor_price_look_at_the_rate() -> None:
+    model = layer()
+    with LatentTraining(model, LatentOptions(target=100, steps=10_000, until=0.0001, ahead=0.0)) as training:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        training.measured(120)
+        for optimizer.param_groups[0]["lr"] in (0.1, 0.01):
+            model(torch.ones(1, 4)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        training.measured(120)
+        slow = float(training._numbers[3])
+        assert math.log(training.price) - slow == pytest.approx(8.0 * math.log(1.2), abs=1e-9)
+
+
 def test_a_training_reaches_the_bytes_asked_for_and_keeps_what_matters() -> None:
     torch.manual_seed(0)
     inputs = torch.randn(512, 32)
@@ -200,6 +214,8 @@ def test_what_cannot_be_trained_is_refused() -> None:
         LatentTraining(tied, OPTIONS)
     with pytest.raises(OptionError, match="until: expected a share 0 < until <= 1, got 0"):
         LatentOptions(target=1, steps=1, until=0)
+    with pytest.raises(OptionError, match="ahead: expected a share 0 <= ahead <= 1, got -0.1"):
+        LatentOptions(target=1, steps=1, ahead=-0.1)
 
 
 def test_an_error_inside_leaves_the_model_with_parameters() -> None:

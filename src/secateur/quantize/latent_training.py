@@ -10,9 +10,9 @@ what they cost when they are rounded to that number of bits.
 
 The price is not given: it rises while the levels take more bytes than the schedule wants, and falls while they take
 fewer. The schedule is a cubic from the bytes at the start to `target` at `until` of all steps, and constant after that.
-A file shrinks by itself while the learning rate falls, and hardly grows again at any price: so 30 % more than the
+A file shrinks by itself while the learning rate falls, and hardly grows again at any price: so `ahead` more than the
 schedule is wanted at the highest rate, and that many times less as the rate is below it. And the price follows the
-bytes the faster the lower the rate is, because a step then moves the levels less.
+bytes the faster the lower the rate is, because a step then moves the levels less. With `ahead` 0 neither is done.
 
 >>> from torch import nn
 >>> model = nn.Linear(4, 2)
@@ -50,7 +50,6 @@ _EVERY = 10  # optimizer steps between two estimates of the bits
 _SLOW, _FAST = 10.0, 8.0
 _MOST_FAST = math.log(100.0)  # the second of the two multiplies or divides the price by at most this
 _LOW_RATE = 0.05  # of the highest rate: below it the price follows no faster
-_AHEAD = 0.3  # share of the bytes that is wanted beyond the schedule at the highest rate
 # The numbers of the controller: steps done, bytes at the start, bytes of the file over those of the levels, the slow
 # part of the price, the highest learning rate so far, and the rate now as a share of it.
 _DONE, _START, _RATIO, _SLOW_PART, _HIGHEST, _RATE = range(6)
@@ -69,6 +68,8 @@ class LatentOptions:
         scale: The first step of a tensor, in root mean squares of its weights that are not zero.
         price: The price of a bit at the start, in units of the loss.
         biases: Bits that the file rounds biases to; None where they are not rounded, and then they cost nothing here.
+        ahead: Share of the bytes that is wanted beyond the schedule while the learning rate is at its highest; 0 for a
+            schedule and a price that do not look at the rate.
     """
 
     target: int
@@ -78,6 +79,7 @@ class LatentOptions:
     scale: float = 0.7
     price: float = 1e-6
     biases: int | None = None
+    ahead: float = 0.3
 
     def __post_init__(self) -> None:
         for name, value, good in (
@@ -86,6 +88,7 @@ class LatentOptions:
             ("until: expected a share 0 < until <= 1", self.until, 0 < self.until <= 1),
             ("most: expected 1 to 100 levels", self.most, 1 <= self.most <= 100),
             ("scale: expected a number above 0", self.scale, self.scale > 0 and math.isfinite(self.scale)),
+            ("ahead: expected a share 0 <= ahead <= 1", self.ahead, 0 <= self.ahead <= 1),
             ("price: expected a number above 0", self.price, self.price > 0 and math.isfinite(self.price)),
             (
                 "biases: expected 2 to 12 bits, or None",
@@ -354,9 +357,9 @@ class LatentTraining:
 
     def _over(self) -> float:
         """The logarithm of the bytes over those wanted now; larger where the rate is low, as a step moves less."""
-        numbers = self._numbers
-        rate = float(numbers[_RATE])
-        wanted = self.options.wanted(int(numbers[_DONE]), float(numbers[_START])) * (1.0 + _AHEAD * rate)
+        numbers, ahead = self._numbers, self.options.ahead
+        rate = float(numbers[_RATE]) if ahead else 1.0
+        wanted = self.options.wanted(int(numbers[_DONE]), float(numbers[_START])) * (1.0 + ahead * rate)
         return math.log(max(self.estimated_bytes, 1.0) / max(wanted, 1.0)) / max(rate, _LOW_RATE)
 
     def measured(self, size: int) -> float:

@@ -53,7 +53,7 @@ def test_statistics_are_plain_averages_over_the_images_that_were_asked_for(tmp_p
 def test_codebooks_stay_and_augmentation_and_precision_count(tmp_path):
     store = Store(tmp_path)
     share = {"kind": "share", "bits": 3}
-    norms = {"kind": "norms", "images": 200, "batch_size": 100}
+    norms = {"kind": "norms", "images": 60, "batch_size": 30}
     plan = run(recipe(share, norms), store).plan
     state = final_state(plan.trials[0], store)
     assert state.codebooks
@@ -69,7 +69,7 @@ def test_codebooks_stay_and_augmentation_and_precision_count(tmp_path):
 
 
 def test_norms_in_bf16_that_the_processor_emulates_are_said(tmp_path, without_bfloat16):
-    norms = {"kind": "norms", "images": 100, "batch_size": 100, "precision": "bf16"}
+    norms = {"kind": "norms", "images": 20, "batch_size": 20, "precision": "bf16"}
     with pytest.warns(UserWarning, match="this processor has no instructions for bfloat16"):
         run(recipe(norms), Store(tmp_path))
 

@@ -123,7 +123,7 @@ def test_the_price_rises_while_there_are_too_many_bytes_and_falls_below() -> Non
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
         training.measured(150)
         prices = []
-        for size in (150, 150, 99, 99):
+        for size in (150, 150, 129, 129):  # at the highest rate 130 are wanted
             training.measured(size)
             for _ in range(10):
                 model(torch.ones(1, 4)).sum().backward()
@@ -140,6 +140,44 @@ def test_far_from_the_bytes_wanted_the_price_is_a_hundred_times_its_slow_part() 
         assert training.price == pytest.approx(1e-4)
         training.measured(1)
         assert training.price == pytest.approx(1e-8)
+
+
+@pytest.mark.parametrize(
+    ("rate", "size", "over"),
+    [
+        (0.1, 130, 0.0),  # the highest rate: 30 % more than the target is wanted
+        (0.05, 115, 0.0),  # half of it: 15 %
+        (0.05, 120, math.log(120 / 115) / 0.5),  # and the price follows twice as fast
+        (0.0, 100, 0.0),
+        (0.0, 101, math.log(1.01) / 0.05),  # 20 times as fast at most
+    ],
+)
+def test_the_lower_the_rate_the_less_is_wanted_and_the_faster_the_price_follows(rate, size, over) -> None:
+    model = layer()
+    with LatentTraining(model, LatentOptions(target=100, steps=10_000, until=0.0001)) as training:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        training.measured(size)
+        for optimizer.param_groups[0]["lr"] in (0.1, rate):
+            model(torch.ones(1, 4)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        training.measured(size)
+        slow = float(training._numbers[3])
+        assert math.log(training.price) - slow == pytest.approx(8.0 * over, abs=1e-9)
+
+
+def test_without_ahead_neither_wanted_bytes_nor_price_look_at_the_rate() -> None:
+    model = layer()
+    with LatentTraining(model, LatentOptions(target=100, steps=10_000, until=0.0001, ahead=0.0)) as training:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        training.measured(120)
+        for optimizer.param_groups[0]["lr"] in (0.1, 0.01):
+            model(torch.ones(1, 4)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        training.measured(120)
+        slow = float(training._numbers[3])
+        assert math.log(training.price) - slow == pytest.approx(8.0 * math.log(1.2), abs=1e-9)
 
 
 def test_a_training_reaches_the_bytes_asked_for_and_keeps_what_matters() -> None:
@@ -176,6 +214,8 @@ def test_what_cannot_be_trained_is_refused() -> None:
         LatentTraining(tied, OPTIONS)
     with pytest.raises(OptionError, match="until: expected a share 0 < until <= 1, got 0"):
         LatentOptions(target=1, steps=1, until=0)
+    with pytest.raises(OptionError, match="ahead: expected a share 0 <= ahead <= 1, got -0.1"):
+        LatentOptions(target=1, steps=1, ahead=-0.1)
 
 
 def test_an_error_inside_leaves_the_model_with_parameters() -> None:

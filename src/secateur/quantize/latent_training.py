@@ -10,6 +10,9 @@ what they cost when they are rounded to that number of bits.
 
 The price is not given: it rises while the levels take more bytes than the schedule wants, and falls while they take
 fewer. The schedule is a cubic from the bytes at the start to `target` at `until` of all steps, and constant after that.
+A file shrinks by itself while the learning rate falls, and hardly grows again at any price: so `ahead` more than the
+schedule is wanted at the highest rate, and that many times less as the rate is below it. And the price follows the
+bytes the faster the lower the rate is, because a step then moves the levels less. With `ahead` 0 neither is done.
 
 >>> from torch import nn
 >>> model = nn.Linear(4, 2)
@@ -46,6 +49,10 @@ _EVERY = 10  # optimizer steps between two estimates of the bits
 # How the logarithm of the price follows that of bytes over bytes wanted: its sum over all steps, and itself.
 _SLOW, _FAST = 10.0, 8.0
 _MOST_FAST = math.log(100.0)  # the second of the two multiplies or divides the price by at most this
+_LOW_RATE = 0.05  # of the highest rate: below it the price follows no faster
+# The numbers of the controller: steps done, bytes at the start, bytes of the file over those of the levels, the slow
+# part of the price, the highest learning rate so far, and the rate now as a share of it.
+_DONE, _START, _RATIO, _SLOW_PART, _HIGHEST, _RATE = range(6)
 _PRICES = (1e-9, 1e-2)  # the least and the highest price of a bit
 
 
@@ -61,6 +68,8 @@ class LatentOptions:
         scale: The first step of a tensor, in root mean squares of its weights that are not zero.
         price: The price of a bit at the start, in units of the loss.
         biases: Bits that the file rounds biases to; None where they are not rounded, and then they cost nothing here.
+        ahead: Share of the bytes that is wanted beyond the schedule while the learning rate is at its highest; 0 for a
+            schedule and a price that do not look at the rate.
     """
 
     target: int
@@ -70,6 +79,7 @@ class LatentOptions:
     scale: float = 0.7
     price: float = 1e-6
     biases: int | None = None
+    ahead: float = 0.3
 
     def __post_init__(self) -> None:
         for name, value, good in (
@@ -78,6 +88,7 @@ class LatentOptions:
             ("until: expected a share 0 < until <= 1", self.until, 0 < self.until <= 1),
             ("most: expected 1 to 100 levels", self.most, 1 <= self.most <= 100),
             ("scale: expected a number above 0", self.scale, self.scale > 0 and math.isfinite(self.scale)),
+            ("ahead: expected a share 0 <= ahead <= 1", self.ahead, 0 <= self.ahead <= 1),
             ("price: expected a number above 0", self.price, self.price > 0 and math.isfinite(self.price)),
             (
                 "biases: expected 2 to 12 bits, or None",
@@ -272,10 +283,10 @@ class LatentTraining:
             latent = _Latent(getattr(owner, leaf), self.options)
             parametrize.register_parametrization(owner, leaf, latent, unsafe=True)
             self._owners[name] = (owner, leaf)
-        # Steps done, bytes at the start, bytes of the file over those of the levels, the price's slow part: in the
-        # model's state dict, so that a checkpoint holds them.
+        # In the model's state dict, so that a checkpoint holds them.
         first = self._parts(self.names[0])[0]
-        numbers = torch.tensor([0.0, 0.0, 1.0, math.log(self.options.price)], dtype=torch.float64)
+        price = math.log(self.options.price)
+        numbers = torch.tensor([0.0, 0.0, 1.0, price, 0.0, 1.0], dtype=torch.float64)
         first.register_buffer("controller", numbers)
         self._controller = first
         self._estimate()
@@ -336,16 +347,20 @@ class LatentTraining:
     @property
     def estimated_bytes(self) -> float:
         """Estimated bytes of the file: those of the levels, in proportion to the last file measured."""
-        return self.bits / 8 * float(self._numbers[2])
+        return self.bits / 8 * float(self._numbers[_RATIO])
 
     @property
     def price(self) -> float:
         """The price of a bit now, in units of the loss."""
-        numbers = self._numbers
-        wanted = self.options.wanted(int(numbers[0]), float(numbers[1]))
-        over = math.log(max(self.estimated_bytes, 1.0) / max(wanted, 1.0))
-        fast = min(max(_FAST * over, -_MOST_FAST), _MOST_FAST)
-        return min(max(math.exp(float(numbers[3]) + fast), _PRICES[0]), _PRICES[1])
+        fast = min(max(_FAST * self._over(), -_MOST_FAST), _MOST_FAST)
+        return min(max(math.exp(float(self._numbers[_SLOW_PART]) + fast), _PRICES[0]), _PRICES[1])
+
+    def _over(self) -> float:
+        """The logarithm of the bytes over those wanted now; larger where the rate is low, as a step moves less."""
+        numbers, ahead = self._numbers, self.options.ahead
+        rate = float(numbers[_RATE]) if ahead else 1.0
+        wanted = self.options.wanted(int(numbers[_DONE]), float(numbers[_START])) * (1.0 + ahead * rate)
+        return math.log(max(self.estimated_bytes, 1.0) / max(wanted, 1.0)) / max(rate, _LOW_RATE)
 
     def measured(self, size: int) -> float:
         """Correct the estimate by a file just written; returns the estimate as it was before.
@@ -356,9 +371,9 @@ class LatentTraining:
         self._estimate()
         believed = self.estimated_bytes
         numbers = self._numbers
-        numbers[2] = size / max(self.bits / 8, 1.0)
-        if numbers[1] == 0:
-            numbers[1] = size
+        numbers[_RATIO] = size / max(self.bits / 8, 1.0)
+        if numbers[_START] == 0:
+            numbers[_START] = size
         return believed
 
     # -- every step
@@ -370,25 +385,26 @@ class LatentTraining:
     @torch.no_grad()
     def _before_step(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         mine = {id(latent) for _, (_, latent) in self._all()}
-        if not any(id(one) in mine for group in optimizer.param_groups for one in group["params"]):
+        rates = [g["lr"] for g in optimizer.param_groups if any(id(one) in mine for one in g["params"])]
+        if not rates:
             return
         numbers = self._numbers
-        resumed, self._done = int(numbers[0]) != self._done, int(numbers[0])
+        numbers[_HIGHEST] = max(float(numbers[_HIGHEST]), *map(float, rates))
+        numbers[_RATE] = max(map(float, rates)) / float(numbers[_HIGHEST]) if numbers[_HIGHEST] else 1.0
+        resumed, self._done = int(numbers[_DONE]) != self._done, int(numbers[_DONE])
         if resumed or self._done % _EVERY == 0:
             self._estimate()
         if self._done % _EVERY == 0:
-            if numbers[1] == 0:
-                numbers[1] = self.estimated_bytes
-            wanted = self.options.wanted(int(numbers[0]), float(numbers[1]))
-            gain = _SLOW * _EVERY / self.options.steps
-            numbers[3] += gain * math.log(max(self.estimated_bytes, 1.0) / max(wanted, 1.0))
-            numbers[3] = numbers[3].clamp(*(math.log(price) for price in _PRICES))
+            if numbers[_START] == 0:
+                numbers[_START] = self.estimated_bytes
+            numbers[_SLOW_PART] += _SLOW * _EVERY / self.options.steps * self._over()
+            numbers[_SLOW_PART] = numbers[_SLOW_PART].clamp(*(math.log(price) for price in _PRICES))
         price = self.price
         for _, (part, latent) in self._all():
             part.pull(latent, price)
         if self._biases is not None:
             self._biases.pull(price)
-        numbers[0] += 1
+        numbers[_DONE] += 1
         self._done += 1
 
 

@@ -40,7 +40,7 @@ Patterns = str | tuple[str, ...] | None
 class _RateTrain(TrainBase):
     """Training for bytes."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     target: int = Field(..., ge=1, description="bytes of the file to reach")
     until: float = Field(0.7, gt=0, le=1, description="share of the epochs after which the target is reached")
     most: int = Field(3, ge=1, le=100, description="the largest multiple of the step, on both sides of zero")
@@ -58,6 +58,12 @@ class _RateTrain(TrainBase):
     )
     batch_norm: str | int | None = Field(
         None, description="how the file that is measured folds batch norm, as in pack"
+    )
+    ahead: float = Field(
+        0.3,
+        ge=0,
+        le=1,
+        description="share of the bytes wanted beyond the schedule at the highest learning rate; 0: never",
     )
     coder: str = Field("strong", description="coder of the file that is measured: fast, mixed or strong")
 
@@ -89,7 +95,9 @@ class _RateTrain(TrainBase):
         """The options with the number of steps that the training will take."""
         training = self.training()
         steps = -(-len(data.train) // training.batch_size) * training.epochs
-        return LatentOptions(self.target, steps, self.until, self.most, self.scale, self.price, self.biases)
+        return LatentOptions(
+            self.target, steps, self.until, self.most, self.scale, self.price, self.biases, self.ahead
+        )
 
     def _start_from(self, earlier: nn.Module, model: nn.Module) -> None:
         """Copy all tensors of another network of the same shapes."""

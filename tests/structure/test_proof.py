@@ -279,7 +279,7 @@ def test_where_every_group_depends_on_the_shape_the_error_says_so_and_what_to_do
     ) as caught:
         sc.shrink(model, masks, X)
     assert str(caught.value).endswith(
-        "proof=sc.ProofOptions(other_shapes=False) cuts and proves for the shape and the flags of the example alone"
+        "proof=sc.ProofOptions(other_shapes=False) cuts and proves for the shape and flags of the example alone"
     )
     alone = sc.ProofOptions(other_shapes=False)
     assert sc.shrink(model, masks, X, proof=alone).model.a.out_channels == 4

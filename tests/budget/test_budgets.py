@@ -373,3 +373,43 @@ def test_a_threshold_of_zero_deviations_is_a_budget():
 def test_a_share_as_text_and_a_bare_table_name_what_to_write(value, said):
     with pytest.raises(OptionError, match=said):
         sc.prune(nn.Sequential(nn.Linear(4, 4)), budget=value)
+
+
+# -- lists of channels
+def narrow() -> tuple[nn.Module, torch.Tensor]:
+    """Groups of two and of eight channels; of the two, the second has the larger weights."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3))
+    model[0].weight.data[1] = 3.0
+    return model, torch.zeros(1, 4)
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [PerTensor(0.75), PerLayer({"*": 0.75}), sc.budget.LeastChange(0.75, most=1)],
+    ids=lambda budget: type(budget).__name__,
+)
+def test_a_share_of_few_channels_leaves_the_one_that_explain_says_stays(budget: sc.budget.Budget) -> None:
+    model, x = narrow()
+    found = sc.explain(model, x, budget=0.75)
+    assert {row.name: row.removed for row in found.groups} == {"0": 1, "2": 6}  # 0.75 of 2 is rounded to 2
+    masks = sc.prune(model, "l2", "channel", budget, example=x)
+    assert masks["0.weight"].any(1).tolist() == [False, True]
+    small = sc.shrink(model, masks, x).model
+    assert [small[i].out_features for i in (0, 2, 4)] == [1, 2, 3]
+    before, after = (sum(p.numel() for p in each.parameters()) for each in (model, small))
+    assert before - after == found.removed_parameters
+
+
+def test_a_share_of_rows_may_take_all_of_them_and_says_so() -> None:
+    model, _ = narrow()
+    with pytest.raises(sc.errors.CollapseError, match=r"nothing is left of '0\.weight'.*at_least=1"):
+        sc.prune(model, "l2", "filter", 0.75, skip="4")
+
+
+def test_masks_that_left_no_channel_are_no_error_at_the_same_share() -> None:
+    model, x = narrow()
+    none = sc.Masks({"0.weight": torch.zeros(2, 4).bool()})
+    options = sc.PruneOptions(masks=none, allow_collapse=True)
+    masks = sc.prune(model, "l2", "channel", 0.75, example=x, options=options)
+    assert not masks["0.weight"].any()

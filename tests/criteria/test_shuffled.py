@@ -44,6 +44,8 @@ def test_what_a_criterion_needs_is_passed_on():
     assert Shuffled("snip").needs_data
     assert Shuffled("synflow").needs_example
     assert not Shuffled("l1").needs_data
+    assert Shuffled("snip").needs_loss
+    assert not Shuffled("wanda").needs_loss
     with pytest.raises(sc.errors.DataError, match="scores on data"):
         sc.prune(model(), Shuffled("snip"))
 

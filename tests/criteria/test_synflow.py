@@ -427,7 +427,12 @@ def test_an_example_does_not_stand_in_for_data():
     with pytest.raises(
         DataError, match=r"input 'spread' is taken from data: pass data=<batches>, or input='ones'"
     ):
-        scored(Synflow(input="spread"), model, example)
+        Synflow(input="spread").scores(model, select(model), Context(example=example))
+    with pytest.raises(
+        DataError,
+        match=r"Synflow\(.*input='spread'\) scores on data: pass data= \(batches of inputs; it asks for no labels",
+    ):
+        sc.prune(model, Synflow(input="spread"), example=example)
     context = Context(two_batches(), example=example)
     assert Synflow(input="spread").scores(model, select(model), context)["0.weight"].tolist() == [
         [1, 0],

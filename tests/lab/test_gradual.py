@@ -8,6 +8,8 @@ from torch import nn
 
 from secateur import data as datasets
 from secateur.core.masks import Masks
+from secateur.criteria.shuffled import Shuffled
+from secateur.criteria.synflow import Synflow
 from secateur.errors import BudgetNotMetError, OptionError, RecipeError
 from secateur.lab.recipe import Recipe
 from secateur.lab.training import GradualPruning, TrainingContext, TrainingOptions, pruning, train
@@ -161,6 +163,20 @@ def test_only_steps_of_larger_units_have_a_new_address():
 def test_what_cannot_be_is_refused(digits):
     with pytest.raises(OptionError, match=r"criterion: taylor scores on data.*held\.update\(masks\)"):
         GradualPruning(0.5, criterion="taylor")
+    for rule in (Synflow(input="size"), Shuffled(Synflow(input="spread"))):
+        with pytest.raises(
+            OptionError, match=r"criterion: .*Synflow\(.* scores on data.*held\.update\(masks\)"
+        ):
+            GradualPruning(0.5, criterion=rule)
+    assert GradualPruning(0.5, criterion=Synflow(biases="abs")).needs_example
+    with pytest.raises(
+        OptionError, match=r"at_most is the share removed: expected a number .* got 1; that would"
+    ):
+        GradualPruning(0.5, at_most=1)
+    with pytest.raises(
+        OptionError, match=r"at_least counts units: expected a whole .* got 0\.5; leave it out"
+    ):
+        GradualPruning(0.5, at_least=0.5)
     with pytest.raises(OptionError, match="until: expected a share of the training"):
         GradualPruning(0.5, until=0)
     with pytest.raises(OptionError, match="every: expected at least 1 step, got 0"):

@@ -529,7 +529,7 @@ def test_a_model_that_waits_is_compared_by_the_clock(monkeypatch) -> None:
         switches[1] += busy
         return switches[0], switches[1]
 
-    monkeypatch.setattr(sys.modules["secateur.metrics.latency"], "_switches", waits)
+    monkeypatch.setattr(sys.modules["secateur.metrics.latency"], "switches", waits)
     models = Waiting(clock, 0.012), Waiting(clock, 0.003)
     busy = 0
     speedup = compare(*models, torch.zeros(1, 2), repetitions=9, warmup=1)["speedup"]

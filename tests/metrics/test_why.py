@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -165,8 +167,10 @@ def test_what_another_process_takes_of_a_reading_is_left_out(monkeypatch):
             clock, own = clock + (self.ms + self.waits) / 1e3, own + self.ms / 1e3
             return x
 
+    taken = itertools.count()
     monkeypatch.setattr(_why.time, "perf_counter", lambda: clock)
     monkeypatch.setattr(_why.time, "process_time", lambda: own)
+    monkeypatch.setattr(_why, "switches", lambda: (0, next(taken)))
     shares: list[float] = []
     runs = [
         _why._run(_why._Call(Slow(ms, waits), (X,), {}, 1, 0), torch.device("cpu"), shares)
@@ -174,6 +178,27 @@ def test_what_another_process_takes_of_a_reading_is_left_out(monkeypatch):
     ]
     assert _why._turns(runs, 3) == pytest.approx([4.0, 1.0])
     assert sorted(shares) == pytest.approx([0.02] * 3 + [1.0] * 3)
+
+
+def test_threads_that_are_idle_by_themselves_are_no_interruption(monkeypatch):
+    """Four threads work for 4 ms of a pass, then three of them wait for one: nobody took the processor away."""
+    clock = own = 0.0
+    cores = iter([4.0, 4.0, 4.0, 4.0, *[2.0] * 100])
+
+    class Layer(nn.Module):
+        def forward(self, x):
+            nonlocal clock, own
+            clock, own = clock + 4e-3, own + next(cores) * 4e-3
+            return x
+
+    monkeypatch.setattr(_why.time, "perf_counter", lambda: clock)
+    monkeypatch.setattr(_why.time, "process_time", lambda: own)
+    monkeypatch.setattr(_why, "switches", lambda: (7, 0))
+    monkeypatch.setattr(_why.torch, "get_num_threads", lambda: 4)
+    shares: list[float] = []
+    run = _why._run(_why._Call(Layer(), (X,), {}, 1, 0), torch.device("cpu"), shares)
+    assert [run() for _ in range(4)] == pytest.approx([4.0] * 4)
+    assert shares == [1.0] * 4
 
 
 def test_a_busy_machine_is_said_below_the_table():

@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 
 import secateur as sc
 from secateur.errors import MaskMismatchError
@@ -204,6 +204,71 @@ def test_a_parameter_that_gets_another_name_stays_held():
             model[0].parametrizations.weight.original.fill_(1.0)
         optimizer.step()
         assert bool((model[0].weight[~masks["0.weight"]] == 0).all())
+
+
+def by_parametrize(layer: nn.Module) -> None:
+    parametrize.register_parametrization(layer, "weight", nn.Identity())
+
+
+def no_longer_by_parametrize(layer: nn.Module) -> None:
+    parametrize.remove_parametrizations(layer, "weight")
+
+
+MOVES = {
+    "parametrize": (by_parametrize, no_longer_by_parametrize),
+    "prune": (lambda layer: prune.identity(layer, "weight"), lambda layer: prune.remove(layer, "weight")),
+}
+
+
+def replaced_original(layer: nn.Module) -> None:
+    if parametrize.is_parametrized(layer):
+        layer.parametrizations.weight.original = nn.Parameter(torch.ones(6, 4))
+    elif "weight_orig" in layer._parameters:
+        layer.weight_orig = nn.Parameter(torch.ones(6, 4))
+    else:
+        layer.weight = nn.Parameter(torch.ones(6, 4))
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["a step between", "at once"])
+@pytest.mark.parametrize("moved_before", [False, True], ids=["moved while held", "moved before"])
+@pytest.mark.parametrize("how", MOVES)
+def test_a_parameter_that_is_replaced_under_its_other_name_is_held(how, moved_before, seen):
+    """Each step: moved to another name, replaced there, and moved back and replaced once more."""
+    move, back = MOVES[how]
+    model = net()
+    mask = masks_of(model)["0.weight"]
+    if moved_before:
+        move(model[0])
+    name = next(name for name, each in model.named_parameters() if tuple(each.shape) == (6, 4))
+    turns = [back, move] if moved_before else [move, back]
+    with sc.hold(model, sc.Masks({name: mask})):
+        for turn in turns:
+            turn(model[0])
+            if seen:
+                step(model, torch.optim.SGD(model.parameters(), lr=0.1))
+            replaced_original(model[0])
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+            for _ in range(2):
+                step(model, optimizer)
+                model(INPUTS)
+                assert bool((model[0].weight[~mask] == 0).all())
+        replaced_original(model[0])
+    model(INPUTS)
+    assert bool((model[0].weight[~mask] == 0).all())
+
+
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_a_weight_that_is_made_into_several_is_an_error(norm):
+    model = net()
+    held = sc.hold(model, masks_of(model))
+    norm(model[0])
+    with pytest.raises(MaskMismatchError, match=r"mask of '0\.weight': Sequential lost this parameter while"):
+        step(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(
+        MaskMismatchError, match="end the hold before layers are taken out or get other names"
+    ):
+        held.close()
 
 
 @pytest.mark.parametrize("detached", [True, False])

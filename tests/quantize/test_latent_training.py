@@ -214,7 +214,7 @@ def test_what_cannot_be_trained_is_refused() -> None:
         LatentTraining(tied, OPTIONS)
     with pytest.raises(OptionError, match="until: expected a share 0 < until <= 1, got 0"):
         LatentOptions(target=1, steps=1, until=0)
-    with pytest.raises(OptionError, match="ahead: expected a share 0 <= ahead <= 1, got -0.1"):
+    with pytest.raises(OptionError, match=r"ahead: expected a share 0 <= ahead <= 1, got -0\.1"):
         LatentOptions(target=1, steps=1, ahead=-0.1)
 
 

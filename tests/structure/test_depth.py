@@ -128,6 +128,10 @@ def test_a_block_of_weight_norms_leaves_by_its_scales() -> None:
     masks = sc.prune(model, "random", "layer", sc.budget.Overall(0.3), example=X)
     gone = {name.rpartition(".")[2] for name in masks if not masks[name].any()}
     assert gone == {"weight", "bias", "original0"}
+    counted = {
+        n: p.numel() for n, p in model.named_parameters() if n.startswith("blocks.") and "original1" not in n
+    }
+    assert masks.numel == sum(counted.values())  # as Layer says: directions are not counted
     small = sc.shrink(model, masks, X)
     assert len(small.model.blocks) < 3
     assert torch.allclose(masks.apply_(copy.deepcopy(model))(X), small.model(X))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -191,6 +192,60 @@ def test_weight_norm_is_cut_through_both_ways_and_masks_zero_no_direction() -> N
         parametrizations.weight_norm(fresh[index])
     small.plan.apply_(fresh).load_state_dict(small.model.state_dict())
     assert torch.equal(fresh(X), small.model(X))
+
+
+def test_spectral_norm_divides_by_what_is_left_as_it_does_under_the_masks() -> None:
+    """By hand: u = (0.6, 0.8), v = (1, 0), W v = (3, 4), so that sigma is 5; without the first row it is 0.8 * 4."""
+    layer = parametrizations.spectral_norm(nn.Linear(2, 2, bias=False))
+    model, x = nn.Sequential(layer, nn.Linear(2, 1)).eval(), torch.tensor([[2.0, 7.0]])
+    layer.parametrizations.weight.original.data.copy_(torch.tensor([[3.0, 0.0], [4.0, 0.0]]))
+    layer.parametrizations.weight[0]._u.copy_(torch.tensor([0.6, 0.8]))
+    layer.parametrizations.weight[0]._v.copy_(torch.tensor([1.0, 0.0]))
+    torch.testing.assert_close(layer.weight, torch.tensor([[0.6, 0.0], [0.8, 0.0]]))
+    model[1].weight.data.fill_(1.0)
+    masks = sc.prune(model, "l2", "channel", 0.5, example=x)
+    small = sc.shrink(model, masks, x)
+    assert small.proof.holds
+    torch.testing.assert_close(small.model[0].weight, torch.tensor([[4 / 3.2, 0.0]]))
+    masks.apply_(model)
+    torch.testing.assert_close(small.model(x), model(x))
+
+
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_spectral_norm_of_convolutions_is_cut_on_both_sides_and_trains_on(iterations: int) -> None:
+    model = net()
+    for index in (0, 3):
+        parametrizations.spectral_norm(model[index], n_power_iterations=iterations)
+    model.eval()
+    found = sc.explain(model, X, budget=0.5)
+    assert [(row.count, row.removed) for row in found.groups] == [(8, 4), (8, 4)]
+    assert "no rule" not in str(found)
+    masks = sc.prune(model, "l2", "channel", 0.5, example=X)
+    small = sc.shrink(model, masks, X, proof=sc.ProofOptions(every=True))
+    assert small.proof.holds
+    assert tuple(small.model[3].parametrizations.weight.original.shape[:2]) == (4, 4)
+    assert [tuple(each.shape) for each in small.model[3].parametrizations.weight[0].buffers()] == [
+        (4,),
+        (36,),
+    ]
+    masks.apply_(model)
+    for each in (model, small.model):
+        each.train()
+        for _ in range(3):  # the power iteration goes on from the cut vectors
+            each(X)
+        each.eval()
+    torch.testing.assert_close(small.model(X), model(X))
+
+
+def test_a_lock_inside_a_parametrization_says_how_to_fold_it() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)).eval(), torch.randn(3, 4)
+    parametrizations.orthogonal(model[1])
+    fold = r"fold it first: .*remove_parametrizations\(model\.get_submodule\('1'\), 'weight'\)"
+    with pytest.raises(sc.errors.NothingToDoError, match=rf"in 1\.parametrizations\.weight\.0\); {fold}"):
+        sc.prune(model, "l2", "channel", 0.5, example=x)
+    assert re.search(fold, str(sc.explain(model, x)))
+    nn.utils.parametrize.remove_parametrizations(model[1], "weight")
+    assert [row.count for row in sc.explain(model, x).groups] == [8, 8]
 
 
 def test_a_parametrized_weight_that_takes_no_part_is_said() -> None:

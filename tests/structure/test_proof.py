@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 
@@ -15,10 +16,11 @@ from secateur.structure.cut.plan import ShrinkPlan
 from secateur.structure.cutting import CutOptions, cut
 from secateur.structure.proof import ProofDomain, as_proof_options
 from secateur.structure.proof_inputs import ProofInput, affordable
-from secateur.structure.proving import ShapeProofError, prove
+from secateur.structure.proving import DenseRun, ShapeProofError, prove
 from secateur.structure.shrunk_files import load_shrunk
-from secateur.structure.trace.flags import flipped
+from secateur.structure.trace.flags import flipped, ways
 from secateur.structure.trace.other_shapes import other_shapes, shapes_of
+from secateur.structure.trace.trace import trace
 
 
 class Net(nn.Module):
@@ -277,7 +279,7 @@ def test_where_every_group_depends_on_the_shape_the_error_says_so_and_what_to_do
     ) as caught:
         sc.shrink(model, masks, X)
     assert str(caught.value).endswith(
-        "proof=sc.ProofOptions(other_shapes=False) cuts and proves for the shape of the example alone"
+        "proof=sc.ProofOptions(other_shapes=False) cuts and proves for the shape and flags of the example alone"
     )
     alone = sc.ProofOptions(other_shapes=False)
     assert sc.shrink(model, masks, X, proof=alone).model.a.out_channels == 4
@@ -512,11 +514,81 @@ def test_a_layer_that_a_flag_alone_keeps_whole_is_said_to_depend_on_the_flag() -
     model, x = Counting().eval(), (torch.randn(3, 4), False)
     masks = sc.prune(model, "l2", "channel", 0.5, example=x)
     with pytest.raises(
-        NothingToDoError, match="a: its positions mean something else where a flag is turned round"
+        NothingToDoError,
+        match=r"flag is turned round: .* on \(3, 4\) with scaled=True \[.*other_shapes=False\) cuts",
     ):
         sc.shrink(model, masks, x)
     small = sc.shrink(model, masks, x, proof=sc.ProofOptions(other_shapes=False))
     assert small.model.a.out_features == 8
+
+
+@pytest.mark.parametrize("say", [lambda x: x, lambda x: (x, False), lambda x: {"x": x, "ranked": False}])
+def test_a_lock_that_a_flag_alone_meets_names_the_flag(say) -> None:
+    class Ranked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 16), nn.Linear(16, 2), nn.Linear(16, 2)
+
+        def forward(self, x: torch.Tensor, ranked: bool = False) -> torch.Tensor:
+            y = self.a(x).relu()
+            return self.c(y.cumsum(-1)) if ranked else self.b(y)
+
+    model, x = Ranked().eval(), say(torch.randn(3, 4))
+    found = {lock.reason: lock.axes for lock in sc.explain(model, x).locks}
+    assert ("a.weight", 0) in found["cumsum along the axis, with ranked=True"]
+    assert not any("with ranked" in reason for reason, axes in found.items() if ("b.weight", 0) in axes)
+    with pytest.raises(NothingToDoError, match="cumsum along the axis, with ranked=True"):
+        sc.prune(model, "l2", "channel", 0.5, example=x)
+
+
+@pytest.mark.parametrize("other_shapes", [True, False])
+def test_a_buffer_that_a_flag_alone_reads_is_cut_with_the_rest(other_shapes: bool) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 16), nn.Linear(16, 2)
+            self.register_buffer("scale", torch.rand(16))
+
+        def forward(self, x: torch.Tensor, scaled: bool = False) -> torch.Tensor:
+            y = self.a(x).relu()
+            return self.b(y * self.scale if scaled else y)
+
+    model, x = Scaled().eval(), torch.randn(3, 4)
+    masks = sc.prune(model, "l2", "channel", 0.5, example=x)
+    small = sc.shrink(model, masks, x, proof=sc.ProofOptions(other_shapes=other_shapes)).model
+    assert small.scale.shape == (8,)
+    masks.apply_(model)
+    torch.testing.assert_close(small(x, scaled=True), model(x, scaled=True))
+
+
+@pytest.mark.parametrize(
+    ("example", "said"),
+    [
+        ((torch.zeros(2), {"deep": (True, 1)}), ["options['deep'][0]=False", "wide=True"]),
+        ({"x": torch.zeros(2), "options": [False]}, ["options[0]=True", "wide=True"]),
+        ([torch.zeros(2), True], ["x[1]=False", "wide=True"]),
+        ((torch.zeros(2), None, torch.tensor(False)), ["wide=tensor(True)"]),
+    ],
+)
+def test_a_flag_is_said_by_the_name_of_its_argument_and_its_place_in_it(example, said) -> None:
+    class Takes(nn.Module):
+        def forward(self, x, options=None, wide=False): ...
+
+    assert [text for _, text in ways(example, Takes())] == said
+
+
+def test_a_proof_that_fails_with_a_flag_says_which_and_what_to_do() -> None:
+    model, x = Choosing().eval(), (torch.randn(3, 4), False)
+    wrong = copy.deepcopy(model)
+    wrong.b = nn.Linear(15, 8)
+    how = DenseRun("meta", (), trace(model, x))
+    with pytest.raises(ShapeProofError) as caught:
+        prove(model, wrong, {}, x, sc.ProofOptions(), how=how)
+    assert str(caught.value) == (
+        "the shrunk Choosing does not run on (3, 4) with deep=True [eager], which the dense one does (RuntimeError: "
+        "mat1 and mat2 shapes cannot be multiplied (3x16 and 15x8)); the model is unchanged. If it is never called "
+        "with deep=True, leave that out with proof=sc.ProofOptions(other_shapes=False)."
+    )
 
 
 def test_a_flag_that_the_dense_model_refuses_is_named() -> None:
@@ -538,5 +610,5 @@ def test_a_flag_that_the_dense_model_refuses_is_named() -> None:
     assert proof.unreached == ("b.bias", "b.weight", "few.weight")
     [refused] = [each for each in proof.refused if each.flag]
     assert refused.why == "IndexError: index out of range in self"
-    assert "; not on (1, 5) with a flag the other way round, which the dense model refuses" in str(proof)
-    assert str(refused).startswith("(1, 5) with a flag the other way round (IndexError")
+    assert "; not on (1, 5) with deep=False, which the dense model refuses" in str(proof)
+    assert str(refused).startswith("(1, 5) with deep=False (IndexError")

@@ -121,6 +121,20 @@ class Candidates:
         """How many may be removed in total, above the floor."""
         return max(0, self.count - self.least)
 
+    def going(self, share: float) -> int:
+        """How many units a share of the list is. Of channels and heads one stays, as `explain` says and `shrink` does.
+
+        Args:
+            share: The share to remove.
+
+        >>> from secateur.core.units import AxisMember
+        >>> rows = AxisMember("fc.weight", axis=0, indices=torch.tensor([[0], [1]]))
+        >>> Candidates(Units("fc", 2, (rows,)), torch.ones(2)).going(0.9)
+        1
+        """
+        asked = share_of(share, self.count)
+        return min(asked, self.count - 1) if self.units.of_channels else asked
+
     @property
     def ranked(self) -> torch.Tensor:
         """The scores, with the units already removed ordered before all others."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from secateur.budget import Budget, Candidates, Selection, check_share, share_of
+from secateur.budget import Budget, Candidates, Selection, check_share
 from secateur.budget.per_tensor import PerTensor
 from secateur.errors import BudgetNotMetError
 
@@ -58,8 +58,7 @@ class ErdosRenyi(Budget):
         densities = self._densities(lists)
         chosen = {}
         for candidates, density in zip(lists, densities):
-            asked = max(share_of(1.0 - density, candidates.count), candidates.removed)
-            chosen[candidates.name] = candidates.drop(asked)
+            chosen[candidates.name] = candidates.drop(candidates.going(1.0 - density))
         return chosen
 
     def _densities(self, lists: tuple[Candidates, ...]) -> list[float]:

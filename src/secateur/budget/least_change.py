@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import torch
 
-from secateur.budget import Budget, Candidates, Chosen, Compare, Costs, Selection, check_share, share_of
+from secateur.budget import Budget, Candidates, Chosen, Compare, Costs, Selection, check_share
 from secateur.errors import OptionError, ProofError
 
 __all__ = ["LeastChange"]
@@ -67,7 +67,7 @@ class LeastChange(Budget):
                 f"{self} runs what a choice leaves: it works with sc.prune, which provides that"
             )
         costs = selection.costs()
-        best = {each.name: each.drop(share_of(self.sparsity, each.count)) for each in selection.candidates}
+        best = {each.name: each.drop(each.going(self.sparsity)) for each in selection.candidates}
         least, left = self._change(costs, best), self.most - 1
         while left > 0:
             tried: list[tuple[float, int, Chosen]] = []

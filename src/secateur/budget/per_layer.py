@@ -21,7 +21,7 @@ __all__ = ["PerLayer"]
 class PerLayer(Budget):
     """A sparsity per layer name or pattern; layers that no pattern matches stay dense. If two patterns match the same
     layer, the later entry holds, so a general rule comes first: `{"*": 0.5, "fc": 0.2}`. A pattern that matches no
-    layer is an error.
+    layer is an error. Of channels or heads one stays, as with `PerTensor`.
 
     >>> import torch, secateur as sc
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
@@ -74,11 +74,10 @@ class PerLayer(Budget):
         shares = selection.table(rows, "PerLayer")
         chosen = {}
         for candidates in selection.candidates:
-            asked = (
-                share_of(shares[candidates.name], candidates.count)
-                if candidates.name in shares
-                else candidates.removed
-            )
-            selection.check_not_past(candidates, asked, self)
+            asked = candidates.removed
+            if candidates.name in shares:
+                share = shares[candidates.name]
+                selection.check_not_past(candidates, share_of(share, candidates.count), self)
+                asked = candidates.going(share)
             chosen[candidates.name] = candidates.drop(asked)
         return chosen

@@ -13,7 +13,8 @@ __all__ = ["PerTensor"]
 
 @dataclass(frozen=True)
 class PerTensor(Budget):
-    """Exactly round(sparsity * units) of each list are removed, half rounded to even; fewer where a floor forbids it.
+    """Exactly round(sparsity * units) of each list are removed, half rounded to even; fewer where a floor forbids it,
+    and one of each list of channels or heads stays.
 
     >>> import torch, secateur as sc
     >>> sc.prune(torch.nn.Linear(5, 2), budget=sc.budget.PerTensor(0.3)).summary()[0].kept
@@ -38,7 +39,6 @@ class PerTensor(Budget):
         """Remove the lowest of each list."""
         chosen = {}
         for candidates in selection.candidates:
-            asked = share_of(self.sparsity, candidates.count)
-            selection.check_not_past(candidates, asked, self)
-            chosen[candidates.name] = candidates.drop(asked)
+            selection.check_not_past(candidates, share_of(self.sparsity, candidates.count), self)
+            chosen[candidates.name] = candidates.drop(candidates.going(self.sparsity))
         return chosen

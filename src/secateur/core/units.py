@@ -146,6 +146,11 @@ class Units:
         """Whether every tensor belongs to one unit as a whole, as those of layers that are removed whole do."""
         return bool(self.members) and all(isinstance(member, TensorMember) for member in self.members)
 
+    @property
+    def of_channels(self) -> bool:
+        """Whether units are slices of tensors along an axis, as channels and heads are: `shrink` leaves one."""
+        return bool(self.members) and all(isinstance(member, AxisMember) for member in self.members)
+
 
 def one_of_each(parts: Iterable[Sequence[Units]]) -> list[tuple[Units, ...]]:
     """The lists of several granularities: equal ones once, and others of one name told apart by a number.

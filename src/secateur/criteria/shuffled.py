@@ -53,7 +53,7 @@ class Shuffled(Criterion):
         inner = self._inner()
         if isinstance(inner, Shuffled):
             raise OptionError("shuffled: of is shuffled itself; name the criterion whose counts are wanted")
-        for name in ("needs_data", "needs_example", "of_outputs"):
+        for name in ("needs_data", "needs_loss", "needs_example", "of_outputs"):
             object.__setattr__(self, name, inner is not None and getattr(inner, name))
 
     def scores(self, model: nn.Module, targets: Sequence[Target], context: Context) -> Scores:

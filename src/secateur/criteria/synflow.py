@@ -64,6 +64,7 @@ class Synflow(Criterion):
     ([[6.0, 2.0]], [[8.0]])
     """
 
+    needs_loss: ClassVar[bool] = False
     needs_example: ClassVar[bool] = True
     rescore: ClassVar[bool] = True
 
@@ -76,6 +77,7 @@ class Synflow(Criterion):
             raise OptionError(f"biases: expected 'zero' or 'abs', got {self.biases!r}")
         if self.input not in ("ones", "size", "spread"):
             raise OptionError(f"input: expected 'ones', 'size' or 'spread', got {self.input!r}")
+        object.__setattr__(self, "needs_data", self.input != "ones")
 
     def scores(self, model: nn.Module, targets: Sequence[Target], context: Context) -> Scores:
         """The share of the flow that passes through each weight."""

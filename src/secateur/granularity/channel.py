@@ -20,7 +20,7 @@ from secateur.granularity import Granularity
 from secateur.structure.cut.trial import without_locked
 from secateur.structure.explain import layer_names, own_weights
 from secateur.structure.groups.couplings import Group, Structure, analyse
-from secateur.structure.groups.labels import Lock
+from secateur.structure.groups.labels import Lock, fold_first
 from secateur.structure.groups.rules import LAYERS
 from secateur.structure.groups.rules.conv import TAPS
 
@@ -101,7 +101,9 @@ def _foremost(locks: Sequence[Lock]) -> str:
         if lock.reason == TAPS:
             continue
         text = (
-            f"{lock.reason} ({lock.operator} in {lock.path or 'the model'})" if lock.operator else lock.reason
+            f"{lock.reason} ({lock.operator} in {lock.path or 'the model'}){fold_first(lock.path)}"
+            if lock.operator
+            else lock.reason
         )
         meets = "cannot be cut" in lock.reason
         edge = lock.operator == "output" or (

@@ -26,6 +26,9 @@ class Layer(Granularity):
     All blocks of the model compete in one list. A block takes part where the call allows all of its layers' weights;
     `shrink` removes it. See `secateur.structure.depth`.
 
+    Where a weight norm computes weights, masks name their scales and not their directions. These leave with the block,
+    but what is counted by the masks (`Masks.sparsity`, `Overall(by="weights")`) does not count them.
+
     >>> import torch
     >>> from secateur import models
     >>> from secateur.core.targets import select

@@ -40,7 +40,7 @@ from secateur.execution.calling import call, evaluating
 from secateur.execution.devices import device_of, sync
 from secateur.execution.example import Example
 from secateur.execution.verb import verb
-from secateur.metrics.latency import compare
+from secateur.metrics.latency import compare, switches
 from secateur.metrics.macs import macs
 
 __all__ = ["LayerTime", "Why", "why"]
@@ -271,7 +271,8 @@ def _run(one: _Call, device: torch.device, shares: list[float] | None = None) ->
     """A function that makes one reading of a layer, in milliseconds of all its runs in one pass.
 
     On the CPU a reading lasts as long as it would have with the largest share of the processor seen so far, at least
-    one whole core. `shares` gets the share of that in each reading.
+    one whole core, where the processor was taken away during it: threads that are idle by themselves cost time by the
+    clock. `shares` gets the share of that in each reading, 1 where nothing was taken.
     """
     best = 1.0  # cores that worked at a time, at most
 
@@ -293,12 +294,15 @@ def _run(one: _Call, device: torch.device, shares: list[float] | None = None) ->
     def reading() -> float:
         nonlocal best
         with evaluating(one.module):
+            _, before = switches()
             clock, own = passes(count)
+            taken = switches()[1] > before
         if device.type == "cpu" and own > 0:
             best = max(best, min(own / clock, float(torch.get_num_threads())))
             if shares is not None:
-                shares.append(own / clock / best)
-            clock = min(clock, own / best)
+                shares.append(own / clock / best if taken else 1.0)
+            if taken:
+                clock = min(clock, own / best)
         return clock * 1e3 * one.times
 
     return reading

@@ -45,7 +45,7 @@ from secateur.execution.devices import device_of, sync
 from secateur.execution.example import Example
 from secateur.execution.verb import verb
 
-__all__ = ["by_own_time", "compare", "latency", "median_interval"]
+__all__ = ["by_own_time", "compare", "latency", "median_interval", "switches"]
 
 _OWN_TIME = "processor time"
 DEFINITION = "median time of one forward pass in evaluation mode, without gradients"
@@ -270,9 +270,9 @@ def _prepared(
 
     def reading() -> _Reading:
         while True:
-            before = _switches()
+            before = switches()
             seconds, own = passes(count)
-            waits, interruptions = (now - then for now, then in zip(_switches(), before))
+            waits, interruptions = (now - then for now, then in zip(switches(), before))
             shares.append(own / max(seconds, 1e-9))
             short = own < _expected(shares, len(warm)) * seconds
             interrupted = alone and _EXACT and interruptions > 0 and short
@@ -302,7 +302,7 @@ def _expected(shares: Sequence[float], warm: int) -> float:
     return max(_OWN, _OWN_SEVERAL * max(shares[warm:]))
 
 
-def _switches() -> tuple[int, int]:
+def switches() -> tuple[int, int]:
     """How often this process has given the processor up, and how often it was taken away.
 
     Where the system does not tell, the second is always one more than before: the shares of the processor decide.

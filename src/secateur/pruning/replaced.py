@@ -16,7 +16,7 @@ True
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
@@ -42,7 +42,7 @@ class Places:
         modules: dict[tuple[int, str], tuple[nn.Module, str, nn.Module]] = {}
         self._parameters: list[tuple[nn.Module, str, nn.Parameter]] = []
         for name, parameter in parameters.items():
-            *path, leaf = names.get(name, name).split(".")
+            *path, leaf = _before_moving(names.get(name, name)).split(".")
             module = model
             for key in path:
                 below = module._modules.get(key)
@@ -51,16 +51,19 @@ class Places:
                 modules[id(module), key] = module, key, below
                 module = below
             else:
-                if leaf in module._parameters:
+                plain = leaf.removesuffix("_orig")
+                if not (leaf in module._parameters and plain in module._parameters):
+                    leaf = plain
+                if _standing(module, leaf) is not None:
                     self._parameters.append((module, leaf, parameter))
         self._modules = list(modules.values())
 
     def changed(self) -> bool:
         """Whether another parameter or module stands in one of the places."""
         for module, key, parameter in self._parameters:
-            now = module._parameters.get(
-                key
-            )  # None where it was taken out for a while, as to train codebooks
+            now = _standing(module, key)  # None where it was taken out for a while, as to train codebooks
+            if now is None and _split(module, key):
+                return True
             if now is not None and now is not parameter and not _lent(now, parameter):
                 return True
         return any(owner._modules.get(key) is not module for owner, key, module in self._modules)
@@ -77,7 +80,8 @@ def named_now(
         model: The model.
         shapes: The shapes of the masks, by name.
         before: What had the names before. It counts where something stands in its place for a while only, and where it
-            has another name by now, as `torch.nn.utils.parametrize` and `torch.nn.utils.prune` give it.
+            has another name by now, as `torch.nn.utils.parametrize` and `torch.nn.utils.prune` give it. What was put in
+            its place under that name is found as well.
 
     Raises:
         MaskMismatchError: A name has no parameter any more, or one of another shape.
@@ -89,6 +93,8 @@ def named_now(
         now, held = parameters.get(name), (before or {}).get(name)
         if held is not None and (id(held) in known if now is None else _lent(now, held)):
             now = held
+        if now is None and held is not None:
+            now = next((parameters[other] for other in _moved_to(name) if other in parameters), None)
         if now is None:
             raise MaskMismatchError(
                 f"mask of {name!r}: {type(model).__name__} lost this parameter while it was held; end the hold before "
@@ -102,6 +108,46 @@ def named_now(
             )
         found[name] = now
     return found
+
+
+def _standing(module: nn.Module, key: str) -> torch.Tensor | None:
+    """The parameter of this name, also where `torch.nn.utils.parametrize` or `torch.nn.utils.prune` has moved it."""
+    own = module._parameters
+    if (now := own.get(key)) is not None:
+        return now
+    return _parametrized(module, key).get("original", own.get(f"{key}_orig"))
+
+
+def _split(module: nn.Module, key: str) -> bool:
+    """Whether a parameter was made into several, as a weight norm makes it into directions and lengths."""
+    by_hook = {f"{key}_g", f"{key}_v"} <= module._parameters.keys()
+    return "original0" in _parametrized(module, key) or by_hook
+
+
+def _parametrized(module: nn.Module, key: str) -> Mapping[str, torch.Tensor | None]:
+    """What a parametrization of this name computes from."""
+    lists = module._modules.get("parametrizations")
+    found = lists._modules.get(key) if lists is not None else None
+    return found._parameters if found is not None else {}
+
+
+def _before_moving(name: str) -> str:
+    """The name of a parameter that `torch.nn.utils.parametrize` moved.
+
+    >>> _before_moving("0.parametrizations.weight.original")
+    '0.weight'
+    """
+    *path, lists, key, last = ["", "", *name.split(".")]
+    return ".".join([*path[2:], key]) if (lists, last) == ("parametrizations", "original") else name
+
+
+def _moved_to(name: str) -> Iterator[str]:
+    """The other names that torch gives a parameter which it moves, and the name that it gives back."""
+    path, dot, leaf = _before_moving(name).rpartition(".")
+    leaf = leaf.removesuffix("_orig")
+    yield from (
+        f"{path}{dot}{other}" for other in (leaf, f"parametrizations.{leaf}.original", f"{leaf}_orig")
+    )
 
 
 def _lent(now: torch.Tensor, held: nn.Parameter) -> bool:

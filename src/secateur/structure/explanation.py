@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from secateur.core.html_table import html_table
+from secateur.structure.groups.labels import fold_first
 
 __all__ = ["Explanation", "GroupRow", "LayerRow", "LockRow"]
 
@@ -210,7 +211,9 @@ def _locked(found: Explanation) -> list[str]:
         names = ", ".join(f"{name}[{axis}]" for name, axis in lock.axes[:3])
         more = f" and {len(lock.axes) - 3} more" if len(lock.axes) > 3 else ""
         where = lock.path or "the model"
-        lines.append(f"  {lock.reason} ({lock.operator or 'tied'} in {where}): {names}{more}")
+        lines.append(
+            f"  {lock.reason} ({lock.operator or 'tied'} in {where}): {names}{more}{fold_first(lock.path)}"
+        )
     if found.untouched:
         shown = ", ".join(found.untouched[:3])
         lines.append(f"not used by this forward: {shown}" + (" ..." if len(found.untouched) > 3 else ""))

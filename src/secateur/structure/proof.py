@@ -52,7 +52,8 @@ class ProofOptions(ComparedByCall):
             there, without values, unless `every` is set or a call of its own is given.
         other_shapes: Whether other batch sizes, image sizes and lengths are proved too, where the model accepts them,
             and the other way of every flag that decides which parameters are used: a boolean, or a text that names a
-            branch of an `nn.ModuleDict`, also where the example leaves it to the forward's default.
+            branch of an `nn.ModuleDict`, also where the example leaves it to the forward's default. Without it,
+            what a flag alone runs is cut with the rest all the same, and not proved.
         every: Whether every input is run in every mode. Otherwise large inputs are run in one mode each, so that every
             mode and every input occurs.
         tolerance: The largest difference that counts as equal, as a share of the largest output.

@@ -36,7 +36,7 @@ class ProofInput:
     """An input and the modes it is to be run in; `spare` is another one to use where the dense model refuses it.
 
     `own_call` says whether it is what the user says that the model is called with in training; `recorded` is the
-    recording of a flag the other way round.
+    recording of a flag the other way round, and `flag` that flag and its value.
     """
 
     what: str
@@ -45,6 +45,7 @@ class ProofInput:
     spare: Example = None
     own_call: bool = False
     recorded: Trace | None = None
+    flag: str = ""
 
     @property
     def shapes(self) -> Shapes:
@@ -108,7 +109,8 @@ def proof_inputs(
     flagged = flag_runs(recorded, model, example) if recorded is not None and options.other_shapes else ()
     example = _varied(example)
     further = [
-        ProofInput("flag", _varied(each.example), options.modes, recorded=each.trace) for each in flagged
+        ProofInput("flag", _varied(each.example), options.modes, recorded=each.trace, flag=each.said)
+        for each in flagged
     ]
     further += training_input(model, example, options)
     found = [ProofInput("example", example, options.modes)]

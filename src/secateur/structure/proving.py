@@ -166,13 +166,14 @@ class _Prover:
                 f"({_said(want.error)}); the model is unchanged"
             ) from want.error
         if each.what != "fresh":
-            refused = Refused.by(each.shapes, want.error, flag=each.what == "flag")
+            refused = Refused.by(each.shapes, want.error, flag=each.flag)
             self.refused.setdefault(_kind(each), refused)
         return None
 
     def _checked(self, each: ProofInput, mode: str, want: ModelRun, got: ModelRun) -> tuple[float, float]:
         """The largest difference and the largest output, or an error that says where the two models differ."""
-        where = f"on {' and '.join(map(str, each.shapes)) or 'the example'} [{mode}]"
+        flag = f" with {each.flag}" if each.flag else ""
+        where = f"on {' and '.join(map(str, each.shapes)) or 'the example'}{flag} [{mode}]"
         if want.shapes_only:
             want, got = self._by_chance(each, want, got)
         if got.error is not None:
@@ -371,7 +372,8 @@ class _Prover:
             ) from error
         never = {
             "training": "it is never trained, leave that out with proof=sc.ProofOptions(training=False)",
-            "flag": "it is never called with the flag so, leave it out with proof=sc.ProofOptions(other_shapes=False)",
+            "flag": f"it is never called with {each.flag}, leave that out with "
+            "proof=sc.ProofOptions(other_shapes=False)",
         }
         other = (
             "inputs of this shape never occur, leave them out with proof=sc.ProofOptions(other_shapes=False)"

@@ -214,7 +214,9 @@ def shrink(
 
 _MOST_LEFT_OUT = 8
 _SHAPED = "the meaning of its positions depends on the shape of the input"
-_ONE_SHAPE = "proof=sc.ProofOptions(other_shapes=False) cuts and proves for the shape of the example alone"
+_ONE_SHAPE = (
+    "proof=sc.ProofOptions(other_shapes=False) cuts and proves for the shape and flags of the example alone"
+)
 _TRAINED = "its positions mean something else in training"
 _WHY = {"training": _TRAINED, "flag": "its positions mean something else where a flag is turned round"}
 _UNTRAINED = "proof=sc.ProofOptions(training=False) cuts and proves for evaluation mode alone"

@@ -88,6 +88,13 @@ class GradualPruning:
             raise OptionError(f"every: expected at least 1 step, got {self.every}")
         if not self.power > 0:
             raise OptionError(f"power: expected a number above 0, got {self.power}")
+        if self.at_most is not None:
+            budgets.check_share("at_most", self.at_most)
+        if self.at_least is not None and not (type(self.at_least) is int and self.at_least >= 0):
+            raise OptionError(
+                f"at_least counts units: expected a whole number of at least 0, got {self.at_least!r}; leave it out to "
+                "set no limit"
+            )
         budgets.registry.get(self.budget).at(self.sparsity)
         if criteria.registry.make(self.criterion).needs_data:
             raise OptionError(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -35,6 +35,7 @@ from secateur.structure.groups.grouping import Group, Slot, collect, marked, par
 from secateur.structure.groups.labels import Labels, Lock
 from secateur.structure.groups.rules import LAYERS, Follower, follow
 from secateur.structure.groups.rules.attention import FUSED
+from secateur.structure.groups.rules.conv import TAPS
 from secateur.structure.trace.flags import flag_runs
 from secateur.structure.trace.in_training import training_run, used_tensors
 from secateur.structure.trace.trace import Op, TensorRef, Trace, trace
@@ -344,14 +345,17 @@ def _analyse(
     } - used_tensors(recorded)
     more: list[Follower] = []
     lasting = recorded.mode == "meta"
-    for second in _further_runs(recorded, model, example, training) if idle else ():
+    for second, flag in _further_runs(recorded, model, example, training) if idle else ():
         lasting = lasting and second.mode == "meta"
         if not (used := used_tensors(second)) & idle:
             continue
         other = Follower(second, labels, across_norm)
         for name, ref in second.parameters.items():
             other.layouts[ref.id] = main.of(recorded.parameters[name])
+        known = len(labels.locks)
         other.run()
+        if flag:
+            labels.locks[known:] = [_with_flag(lock, flag) for lock in labels.locks[known:]]
         more.append(other)
         unused -= used
     _lock_counted(labels, (main, *more))
@@ -360,12 +364,21 @@ def _analyse(
     return found
 
 
-def _further_runs(recorded: Trace, model: nn.Module, example: object, training: Training) -> Iterator[Trace]:
-    """The recordings that may use parameters which the forward does not: in training, and with a flag turned round."""
+def _further_runs(
+    recorded: Trace, model: nn.Module, example: object, training: Training
+) -> Iterator[tuple[Trace, str]]:
+    """The recordings that may use parameters which the forward does not: in training, and with a flag turned round,
+    each with that flag and its value.
+    """
     second = training_run(recorded, model, example, training is False or training)
     if second is not None:
-        yield second.trace
-    yield from (run.trace for run in flag_runs(recorded, model, example))
+        yield second.trace, ""
+    yield from ((run.trace, run.said) for run in flag_runs(recorded, model, example))
+
+
+def _with_flag(lock: Lock, flag: str) -> Lock:
+    """A lock that is met with another flag alone, which says so."""
+    return lock if lock.reason == TAPS else replace(lock, reason=f"{lock.reason}, with {flag}")
 
 
 def _lock_counted(labels: Labels, followers: Sequence[Follower]) -> None:

@@ -39,6 +39,23 @@ class Lock:
     op: int = -1
 
 
+def fold_first(path: str) -> str:
+    """What to do about a lock that is met where a parametrization computes a weight; empty elsewhere.
+
+    Args:
+        path: The module in which the lock is met.
+
+    >>> fold_first("0.parametrizations.weight.0"), fold_first("0")
+    ("; fold it first: torch.nn.utils.parametrize.remove_parametrizations(model.get_submodule('0'), 'weight')", '')
+    """
+    module, found, rest = f".{path}".rpartition(".parametrizations.")
+    if not found:
+        return ""
+    layer = "model" if not module else f"model.get_submodule({module[1:]!r})"
+    name = rest.split(".")[0]
+    return f"; fold it first: torch.nn.utils.parametrize.remove_parametrizations({layer}, {name!r})"
+
+
 @dataclass(frozen=True, eq=False)
 class Field:
     """Labels over one axis, or over several jointly. `axes` ascend; `labels` has the sizes of those axes.

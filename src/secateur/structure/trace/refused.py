@@ -20,32 +20,30 @@ class Refused:
     Attributes:
         shapes: The shapes of the input's tensors.
         why: The error that the model raised, or what its outputs have come to.
-        flag: Whether it is not the shapes that are refused, but a flag the other way round.
+        flag: The flag and its value, where it is not the shapes that are refused but this; else empty.
     """
 
     shapes: tuple[tuple[int, ...], ...]
     why: str
-    flag: bool = False
+    flag: str = ""
 
     @property
     def what(self) -> str:
         """What is refused, in words."""
         shapes = " and ".join(map(str, self.shapes))
-        return f"{shapes} with a flag the other way round" if self.flag else shapes
+        return f"{shapes} with {self.flag}" if self.flag else shapes
 
     def __str__(self) -> str:
         return f"{self.what} ({self.why})"
 
     @classmethod
-    def by(
-        cls, shapes: tuple[tuple[int, ...], ...], error: BaseException | None, flag: bool = False
-    ) -> Refused:
+    def by(cls, shapes: tuple[tuple[int, ...], ...], error: BaseException | None, flag: str = "") -> Refused:
         """The refusal of an input of these shapes with an error.
 
         Args:
             shapes: The shapes of the input's tensors.
             error: The error; None stands for outputs that mean nothing.
-            flag: Whether it is a flag the other way round that is refused.
+            flag: The flag and its value, where it is this that is refused.
         """
         why = "it takes parts of one input for inputs of their own"
         if error is not None:

@@ -61,7 +61,7 @@ def note_met(f: Follower, op: Op, x: TensorRef, x_axis: int, y: TensorRef, y_axi
             f.sizes.append(field.labels)
 
 
-@rule("mm", "bmm", "mv", "dot")
+@rule("mm", "bmm", "mv", "dot", "vdot")
 def matmul(f: Follower, op: Op) -> Layout:
     """The inner axes are tied and summed; batch axes are tied; the outer ones are kept."""
     x, y = op.args[:2]

@@ -141,7 +141,7 @@ def commands_page() -> str:
     lines = [
         "# Command line",
         "",
-        "Exit codes: 0 done, 1 failed, 2 usage, 3 budget not met, 4 nothing to do, 130 interrupted.",
+        "[Exit codes](../guide/cli.md) are the same for all.",
         "",
     ]
     for name in sorted(group.commands):  # type: ignore[attr-defined]
@@ -234,7 +234,8 @@ def errors_page() -> str:
         "",
         "Every message names the tensor, layer or file, what was expected, what was found, and the next step. All are",
         "`secateur.errors.SecateurError`, so `except sc.errors.SecateurError` catches whatever secateur refuses. A",
-        "command leaves with the exit code given here, and a verb that fails leaves model and files as they were.",
+        "command leaves with the exit code given here, or with 2 where a file, folder or store that was named is not",
+        "there, and a verb that fails leaves model and files as they were.",
         "",
     ]
     for name in errors.__all__:

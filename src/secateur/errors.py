@@ -1,6 +1,6 @@
 """Every error secateur raises on purpose, as one tree.
 
-    SecateurError                 exit code 1; every message says what, expected, got, next step
+    SecateurError                 exit 1: it failed; every message says what, expected, got, next step
     ├── OptionError               an option's value is out of range or of the wrong kind (exit 2)
     │   ├── UnknownNameError      no plug-in, layer or key of that name; near names are suggested (exit 2)
     │   └── RecipeError           a recipe that cannot be understood (exit 2)
@@ -20,6 +20,9 @@
     ├── StoreError                a run store that is damaged or of another version
     └── MissingExtraError         an optional dependency is not installed; says which extra brings it
 
+Where a file, folder or store that was named is not there, or by its name is none that is read, an error of any kind has
+exit code 2 (`as_usage`).
+
 >>> issubclass(UnknownNameError, OptionError), BudgetNotMetError("no room").exit_code
 (True, 3)
 """
@@ -28,6 +31,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Self
 
 __all__ = [
     "BudgetNotMetError",
@@ -60,6 +64,11 @@ class SecateurError(Exception):
     """
 
     exit_code: int = 1
+
+    def as_usage(self) -> Self:
+        """This error with exit code 2: what was named is not there, or is no file of a kind that is read."""
+        self.exit_code = 2
+        return self
 
 
 class OptionError(SecateurError, ValueError):

@@ -11,7 +11,7 @@ from torch import nn
 
 from secateur.adapters import int8_quantisers
 from secateur.adapters.export import _not_smaller, export
-from secateur.adapters.int8 import Int8Options, Int8Report, _fewest
+from secateur.adapters.int8 import Int8Options, Int8Report, _fewest, _Judge
 from secateur.adapters.onnx_attention import drop_unread
 from secateur.adapters.onnx_model import OnnxModel
 from secateur.errors import (
@@ -247,6 +247,31 @@ def test_transformers_are_quantised_dynamically(tmp_path):
     assert done.int8.noise < 0.1
     with torch.no_grad():
         assert OnnxModel(tmp_path / "m.onnx")(inputs[1]).shape == model(inputs[1]).shape
+
+
+def test_padding_does_not_count_in_how_far_answers_are():
+    class Tokens(nn.Module):
+        """Logits of two classes for each token; one number for each row."""
+
+        def __init__(self, wrong: float):
+            super().__init__()
+            self.wrong = wrong
+
+        def forward(self, input_ids, attention_mask):
+            logits = torch.stack([input_ids, 2.0 * input_ids], -1)
+            logits[..., 0] += self.wrong * (1 - attention_mask)
+            logits[0, 0, 0] += 0.3 * (self.wrong > 0)
+            return logits, input_ids.sum(1, keepdim=True)
+
+    batch = {"input_ids": torch.tensor([[1.0, 1.0, 1.0]]), "attention_mask": torch.tensor([[1, 1, 0]])}
+    judge = _Judge(Tokens(0.0), [batch], Int8Options())
+    found = judge.outputs(Tokens(100.0))
+    assert judge.error(found) == pytest.approx(0.3 / 2)  # not 100 / 2, which is at padding
+    # squares: the change 0.3², the outputs two tokens of 1² + 2², and the sum 3² of all
+    assert judge.noise(found) == pytest.approx((0.09 / (2 * 5 + 9)) ** 0.5)
+    assert judge.value(Tokens(100.0), found) == 1.0  # both tokens name class 1; padding would name class 0
+    unmasked = [{"input_ids": batch["input_ids"], "attention_mask": torch.ones(1, 3)}]
+    assert _Judge(Tokens(0.0), unmasked, Int8Options()).outputs(Tokens(0.0))[0][0].shape == (3, 2)
 
 
 def test_fewest_finds_the_first_count_that_holds():

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.machinery
+import os
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -137,3 +140,59 @@ def test_a_module_of_a_named_package_counts_and_one_found_since_the_code_ran_is_
 
 def test_a_function_of_no_file_has_no_digest():
     assert source_digest("sys:exit", "model") == ""
+
+
+def _read_bytes(monkeypatch) -> list[str]:
+    """The names of the files that are read from now on."""
+    read: list[str] = []
+    plain = Path.read_bytes
+
+    def noted(path: Path) -> bytes:
+        read.append(path.name)
+        return plain(path)
+
+    monkeypatch.setattr(Path, "read_bytes", noted)
+    return read
+
+
+def _hours_later(monkeypatch) -> None:
+    """Time passes; the times of change of the files stay as they are."""
+    now = time.time_ns()
+    monkeypatch.setattr(time, "time_ns", lambda: now + 3_600_000_000_000)
+
+
+def test_a_file_that_did_not_change_is_read_once(folder, monkeypatch):
+    write(folder, once="import once_more", once_more="x = 1")
+    read = _read_bytes(monkeypatch)
+    _hours_later(monkeypatch)
+    first = own_sources("once")
+    assert sorted(read) == ["once.py", "once_more.py"]
+    assert own_sources("once") == first
+    assert own_sources("once_more")["once_more"] == first["once_more"]
+    assert len(read) == 2
+    write(folder, once_more="x = 2")  # as long as before
+    assert own_sources("once")["once_more"].digest == hashlib.sha256(b"x = 2").hexdigest()
+    assert sorted(read[2:]) == ["once_more.py"]
+
+
+def test_a_change_of_which_size_and_time_say_nothing_is_seen(folder, monkeypatch):
+    write(folder, moved="x = 1")
+    _hours_later(monkeypatch)
+    path = folder / "moved.py"
+    before = path.stat()
+    assert own_sources("moved")["moved"].digest == hashlib.sha256(b"x = 1").hexdigest()
+    other = folder / "other.txt"
+    other.write_text("x = 2")
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    other.replace(path)  # another file, of the same size and the same time of change
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    assert own_sources("moved")["moved"].digest == hashlib.sha256(b"x = 2").hexdigest()
+
+
+def test_a_file_of_this_moment_is_read_each_time(folder, monkeypatch):
+    """It may change again within a tick of the file system's clock, which leaves size and times as they were."""
+    write(folder, fresh="x = 1")
+    read = _read_bytes(monkeypatch)
+    own_sources("fresh")
+    own_sources("fresh")
+    assert read == ["fresh.py", "fresh.py"]

@@ -205,7 +205,7 @@ def test_runs_show_export_and_gc(secateur):
         (["run", "r.toml", "--set", "data.name=nodata"], None, "nodata"),
         (["run"], 2, "Missing argument"),
         (["frobnicate"], 2, "No such command 'frobnicate'"),
-        (["show"], 1, "no run store here"),
+        (["show"], 2, "no run store here"),
         (["list", "critera"], 2, "nothing to list under 'critera': did you mean 'criteria'?"),
         (["measure", "resnet21"], 2, "unknown model 'resnet21': did you mean 'resnet20'"),
         (
@@ -213,7 +213,7 @@ def test_runs_show_export_and_gc(secateur):
             2,
             "give the shape",
         ),
-        (["measure", "resnet20", "none.safetensors"], 1, "none.safetensors: no such file of weights"),
+        (["measure", "resnet20", "none.safetensors"], 2, "none.safetensors: no such file of weights"),
         (["explain", "resnet20", "--input", "1,x"], 2, "expected a shape of positive numbers"),
         (
             ["measure", "resnet20", "--input", "1,4,8,8"],
@@ -225,14 +225,14 @@ def test_runs_show_export_and_gc(secateur):
             2,
             "x.foo: expected a name that ends in .csv, .parquet, .json",
         ),
-        (["inspect", "none.sct"], 1, "none.sct: no such file"),
+        (["inspect", "none.sct"], 2, "none.sct: no such file"),
         (
             ["inspect", "r.toml"],
-            1,
+            2,
             "r.toml: expected .sct, .safetensors, .bin, .ckpt, .pt or .pth, or a folder",
         ),
-        (["pack", "r.toml", "x.sct"], 1, "got '.toml'; save it as one of these"),
-        (["pack", "none.pt", "x.sct"], 1, "none.pt"),
+        (["pack", "r.toml", "x.sct"], 2, "got '.toml'; save it as one of these"),
+        (["pack", "none.pt", "x.sct"], 2, "none.pt"),
     ],
 )
 def test_an_error_is_one_paragraph_with_its_exit_code(secateur, words, code, text):

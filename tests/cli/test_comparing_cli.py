@@ -137,6 +137,48 @@ def test_a_limit_that_does_not_hold_fails_the_build(secateur, recipe):
     assert "both name the seeds" in err
 
 
+def test_a_comparison_makes_its_recipe_and_its_plan_once(secateur, recipe, monkeypatch):
+    from secateur.lab import comparing, planning
+
+    made: list[str] = []
+
+    def counted(name, function):
+        def call(*given, **named):
+            made.append(name)
+            return function(*given, **named)
+
+        return call
+
+    for module, name in ((comparing, "comparison_recipe"), (planning, "plan")):
+        monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
+    monkeypatch.setattr("secateur.lab.engine.make_plan", planning.plan)
+    words = ("compare", recipe, "--allow-code", "--methods", "magnitude,random", "--seeds", "1", "-q")
+    code, _, err = secateur(*words)
+    assert code == 0, err
+    assert sorted(made) == ["comparison_recipe", "plan"]
+
+
+@pytest.mark.parametrize(
+    "words", [("run",), ("compare", "--methods", "l1,random"), ("sweep", "--seeds", "2")]
+)
+def test_a_misspelt_limit_is_refused_before_any_work(secateur, recipe, words):
+    verb, *more = words
+    code, _, err = secateur(verb, recipe, *more, "--allow-code", "-q", "--require", "end.sparsty>=0.5")
+    assert code == 2
+    assert "require: no step of the recipe measures 'sparsty': did you mean 'sparsity'" in err
+    assert not Path("runs").exists()
+
+
+def test_a_misspelt_objective_is_refused_before_the_first_trial(secateur, recipe):
+    words = ("search", recipe, "--allow-code", "--over", "prune.budget=0.1:0.3", "-q")
+    code, _, err = secateur(*words, "--maximize", "sparsty")
+    assert code == 2
+    assert "search: no step of the recipe measures 'sparsty': did you mean 'sparsity'" in err
+    code, _, err = secateur(*words, "--maximize", "sparsity", "--floor", "acuracy=0.5")
+    assert code == 2
+    assert "did you mean 'accuracy'" in err
+
+
 def test_a_comparison_without_its_measures_is_refused_before_it_runs(secateur, recipe):
     Path("few.toml").write_text(Path(recipe).read_text().replace('"macs", ', ""))
     words = ("--allow-code", "--methods", "magnitude,random", "-q")

@@ -42,6 +42,7 @@ from secateur.adapters.onnx_model import OnnxModel, extra_module
 from secateur.adapters.onnx_norms import apart
 from secateur.adapters.onnx_settled import settled
 from secateur.adapters.onnx_weights import store_weights
+from secateur.adapters.padding import at_tokens, said_tokens
 from secateur.adapters.programs import largest_difference, quiet
 from secateur.core.nested import tensors_in
 from secateur.core.out_of_memory import raise_if_out_of_memory
@@ -132,7 +133,8 @@ class Int8Report:
         before: Its value for the float model.
         after: Its value for the file.
         limit: The least value that holds.
-        error: The largest difference of the outputs from the float model's, over the largest output.
+        error: The largest difference of the outputs from the float model's, over the largest output; padding, where the
+            batches' `attention_mask` is 0, is left out, as in all numbers here.
         noise: The size of the change of the outputs over their size, as root mean squares.
         quantised: How many layers with weights are in INT8.
         float_layers: The layers that were left in float.
@@ -256,7 +258,7 @@ class _Judge:
 
     def __init__(self, model: nn.Module, batches: Sequence[Example], options: Int8Options):
         self.batches = batches
-        self.expected = [tensors_in(call(model, batch)) for batch in batches]
+        self.expected = self.outputs(model)
         evaluate = options.evaluate
         if evaluate is not None and not callable(evaluate):
             evaluate = list(evaluate)  # read more than once
@@ -270,8 +272,14 @@ class _Judge:
         self.limit = self.before - options.lost
 
     def outputs(self, peer: nn.Module, most: int | None = None) -> list[list[torch.Tensor]]:
-        """The outputs of a file on the batches."""
-        return [tensors_in(call(peer, batch)) for batch in self.batches[:most]]
+        """The outputs of a model or file on the batches; those of [examples, tokens, size] without padding."""
+        found = []
+        for batch in self.batches[:most]:
+            outputs, tokens = tensors_in(call(peer, batch)), said_tokens(batch)
+            if tokens is not None:
+                outputs = [at_tokens(each, tokens) if each.dim() == 3 else each for each in outputs]
+            found.append(outputs)
+        return found
 
     def noise(self, found: Sequence[Sequence[torch.Tensor]]) -> float:
         """The change of the outputs over their size."""
@@ -297,7 +305,7 @@ class _Judge:
             axis = -1 if wanted[0].dim() < 4 else 1
             equal = wanted[0].argmax(axis) == got[0].argmax(axis)
             same, count = same + int(equal.sum()), count + equal.numel()
-        return same / count
+        return same / max(count, 1)
 
 
 def _names_classes(outputs: torch.Tensor) -> bool:

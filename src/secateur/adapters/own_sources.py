@@ -3,7 +3,8 @@
 From the module that a user names, imports are followed through the text of the files, also those inside functions, to
 every module of the user's own. Modules of Python, of secateur and of installed packages end the way; so does a compiled
 extension, whose file counts by its bytes. Nothing is imported for it. A module whose name is put together only when
-the code runs is not seen, nor is a file that the code reads.
+the code runs is not seen, nor is a file that the code reads. A process reads a file again where its size, its times of
+change or the file itself under its path differ.
 
 >>> list(own_sources("json"))  # a module that is named counts itself; what it imports is Python's own
 ['json']
@@ -17,6 +18,7 @@ import importlib.util
 import os
 import sys
 import sysconfig
+import time
 from collections.abc import Iterator
 from functools import lru_cache
 from importlib import machinery
@@ -29,6 +31,8 @@ _INSTALLED = frozenset({"site-packages", "dist-packages"})
 _LIBRARIES = frozenset(
     {"secateur", "torch"}
 )  # wherever they lie: a working copy is no code of the user's either
+
+_TICK = 3_000_000_000  # nanoseconds; no file system's clock is coarser
 
 _LOADERS = (
     (machinery.ExtensionFileLoader, machinery.EXTENSION_SUFFIXES),
@@ -63,14 +67,52 @@ def own_sources(module: str) -> dict[str, OwnSource]:
         package = name if spec.submodule_search_locations is not None else name.rpartition(".")[0]
         reached = _above(name)
         if spec.has_location and spec.origin and os.path.isfile(spec.origin):
-            data = Path(spec.origin).read_bytes()
-            found[name] = OwnSource(Path(spec.origin), hashlib.sha256(data).hexdigest())
-            if spec.origin.endswith((".py", ".pyw")):
-                reached |= {_absolute(written, package) for written in _imports(data)}
+            digest, imports = _digest_and_imports(spec.origin)
+            found[name] = OwnSource(Path(spec.origin), digest)
+            reached |= {_absolute(written, package) for written in imports}
         new = {each for each in reached if each and each.partition(".")[0] not in _LIBRARIES} - seen
         seen |= new
         waiting += sorted(new)
     return dict(sorted(found.items()))
+
+
+class _Read(NamedTuple):
+    """What was read of a file: what the system said of it then, the SHA-256 of its bytes, and its imports."""
+
+    stamp: tuple[int, ...]
+    digest: str
+    imports: frozenset[str]
+
+
+_kept: dict[str, _Read] = {}
+
+
+def _digest_and_imports(path: str) -> tuple[str, frozenset[str]]:
+    """The SHA-256 of a file, and the imports in it where it is Python; read again only where it may have changed."""
+    path = os.path.abspath(path)
+    stamp = _stamp(path)
+    kept = _kept.get(path)
+    if kept is not None and kept.stamp == stamp:
+        return kept.digest, kept.imports
+    data = Path(path).read_bytes()
+    read = _Read(
+        stamp,
+        hashlib.sha256(data).hexdigest(),
+        _imports(data) if path.endswith((".py", ".pyw")) else frozenset(),
+    )
+    # Another change within a tick of the file system's clock would leave the same stamp.
+    settled = time.time_ns() - max(stamp[-2:]) > _TICK
+    if settled and _stamp(path) == stamp:
+        _kept[path] = read
+    else:
+        _kept.pop(path, None)
+    return read.digest, read.imports
+
+
+def _stamp(path: str) -> tuple[int, ...]:
+    """What changes with a file's bytes: which file it is, its size, and its times of change."""
+    found = os.stat(path)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _above(name: str) -> set[str]:

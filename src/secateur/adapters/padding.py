@@ -13,7 +13,7 @@ whose rows are padded on the left, that is the case before the first token, wher
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from secateur.core.nested import map_tensors, tensors_in
 from secateur.execution.calling import call
 from secateur.execution.example import Example
 
-__all__ = ["at_tokens", "padding_mask", "tokens_of", "with_tokens"]
+__all__ = ["at_tokens", "padding_mask", "said_tokens", "tokens_of", "with_tokens"]
 
 _SAME = 1e-5  # of the largest output
 
@@ -98,6 +98,22 @@ def at_tokens(output: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         tokens: True at tokens.
     """
     return output[tokens] if _by_position(output, tokens) else output
+
+
+def said_tokens(example: Example) -> torch.Tensor | None:
+    """Where the tokens of a dict of arguments are, by its `attention_mask` of [examples, tokens]; None without one.
+
+    Args:
+        example: What a model is called with.
+
+    >>> said_tokens({"input_ids": torch.ones(1, 3), "attention_mask": torch.tensor([[1, 1, 0]])}).tolist()
+    [[True, True, False]]
+    """
+    masks = example.items() if isinstance(example, Mapping) else ()
+    for name, mask in masks:
+        if str(name).endswith("attention_mask") and isinstance(mask, torch.Tensor) and mask.dim() == 2:
+            return mask != 0
+    return None
 
 
 def with_tokens(example: Example, mask: int) -> Example:

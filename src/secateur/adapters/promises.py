@@ -249,7 +249,7 @@ def _read(path: Path) -> tuple[Promise, dict[str, torch.Tensor], dict[str, torch
         raise FormatError(
             f"{path}: expected an artefact with {folder.name}/{_FILE} beside it; write it with sc.save_pretrained, or "
             "secateur export --promise"
-        )
+        ).as_usage()
     try:
         if not (folder / _EXAMPLE).is_file():
             raise ValueError(f"no file {_EXAMPLE}")

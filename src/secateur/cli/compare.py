@@ -46,9 +46,10 @@ def compare(
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
     read = changes.read(recipe)
-    whole = comparison_recipe(read, names, seeds)
+    plan = make_plan(comparison_recipe(read, names, seeds))
+    plan.check_limits(flags.require or [])
     if flags.dry_run:
-        show_plan(make_plan(whole), flags.store, flags.jobs, output.json)
+        show_plan(plan, flags.store, flags.jobs, output.json)
         return
     store = Store(flags.store)
     found = compare_methods(
@@ -58,6 +59,7 @@ def compare(
         seeds=seeds,
         jobs=flags.jobs,
         progress=progress_display(output.quiet, many=flags.jobs > 1),
+        plan=plan,
     )
     if flags.out is not None:
         write_results(found.ran, store, flags.out)

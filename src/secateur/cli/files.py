@@ -25,7 +25,7 @@ _Sct = Annotated[Path, typer.Argument(help="A .sct file.", show_default=False)]
 
 def _existing(path: Path) -> Path:
     if not path.is_file():
-        raise DataError(missing(path))
+        raise DataError(missing(path)).as_usage()
     return path
 
 
@@ -198,7 +198,7 @@ def inspect(
     if file.is_file() and file.suffix not in (*kinds, ""):
         raise DataError(
             f"{file}: expected {', '.join(kinds[:-1])} or {kinds[-1]}, or a folder with an index, got {file.suffix!r}"
-        )
+        ).as_usage()
     if file.is_dir() or file.suffix not in (".sct", ""):
         from secateur.streaming.listed import inspect_checkpoint
 

@@ -103,6 +103,7 @@ def _carry_out(
     from secateur.lab.store import Store
 
     plan = make_plan(recipe, device=cluster.device(recipe) if cluster is not None else None)
+    plan.check_limits(flags.require or [])
     if flags.dry_run:
         show_plan(plan, flags.store, flags.jobs, output.json)
         return

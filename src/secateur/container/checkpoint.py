@@ -92,7 +92,7 @@ def open_checkpoint(path: str | os.PathLike[str], max_bytes: int | None = None) 
     if not path.is_file():
         raise DataError(
             f"{missing(path)}; expected a .safetensors or .pt checkpoint, or a folder with an index"
-        )
+        ).as_usage()
     if path.suffix == ".safetensors":
         with path.open("rb") as file:
             yield _safetensors(path, file)
@@ -106,7 +106,7 @@ def open_checkpoint(path: str | os.PathLike[str], max_bytes: int | None = None) 
         )
         raise DataError(
             f"{path}: expected a .safetensors, .pt, .pth, .bin or .ckpt file, got {path.suffix!r}; {hint}"
-        )
+        ).as_usage()
 
 
 def canonical_header(entries: list[Entry], metadata: Mapping[str, str]) -> bytes:

@@ -351,7 +351,7 @@ class Masks(Mapping[str, torch.Tensor]):
             FormatError: The file does not exist, or is not a file of masks.
         """
         if not Path(path).is_file():
-            raise FormatError(f"{missing(path)}; write one with masks.save(path)")
+            raise FormatError(f"{missing(path)}; write one with masks.save(path)").as_usage()
         with open(path, "rb") as file:
             try:
                 spans, metadata, _ = open_header(path, file, FormatError)

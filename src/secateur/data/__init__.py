@@ -205,7 +205,7 @@ def _kind_of(
         raise DataError(
             f"dataset {missing(name, 'folder')}; expected Parquet in Hugging Face's layout, or a folder of "
             "images per class; or take 'digits', which is embedded and needs no download"
-        )
+        ).as_usage()
     if "/" not in name:
         raise UnknownNameError(
             f"unknown dataset {name!r}: {near(name, registry.names())} (a dataset of Hugging Face's hub is written "

@@ -45,5 +45,5 @@ class KnownFolder:
         """
         folder = local_folder(self.name, request.path)
         if folder is None:
-            raise DataError(self.missing(request.path))
+            raise DataError(self.missing(request.path)).as_usage()
         return Parquet().read(replace(request, path=str(folder)))

@@ -78,7 +78,9 @@ class Folder:
         """The parts that the folder has; the folders' names in sorted order are the classes."""
         root = Path(request.path or ".")
         if not root.is_dir():
-            raise DataError(f"{missing(root, 'folder')}; expected one with a folder of images per class")
+            raise DataError(
+                f"{missing(root, 'folder')}; expected one with a folder of images per class"
+            ).as_usage()
         splits = {split_of(child.name): child for child in sorted(root.iterdir()) if child.is_dir()}
         splits.pop(None, None)
         if "train" not in splits:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from secateur.core.missing_files import missing
 from secateur.data._decode import Encoded, open_source, shape_in_file
 from secateur.data._kind import Raw, Request, classes_of, named_classes
 from secateur.errors import DataError
@@ -186,6 +187,8 @@ class Parquet:
     def read(self, request: Request) -> Raw:
         """The parts that the folder has."""
         folder = Path(request.path or ".")
+        if not folder.exists():
+            raise DataError(f"{missing(folder, 'file or folder')}; expected Parquet files in it").as_usage()
         found: dict[str, list[Path]] = {}
         files = (
             sorted(file for file in folder.rglob("*.parquet") if file.is_file())

@@ -70,7 +70,7 @@ class Yolo:
             raise DataError(
                 f"{whole}: expected a folder images/ in it, and labels/ beside that; give data.path, the folder that "
                 "the data set's yaml names as path"
-            )
+            ).as_usage()
         splits = {split_of(child.name): child for child in sorted(root.iterdir()) if child.is_dir()}
         splits.pop(None, None)
         if "train" not in splits:

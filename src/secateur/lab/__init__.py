@@ -14,7 +14,8 @@ The files in reading order:
   (what nothing refers to); `provenance`: where a number comes from.
 - `computing`, `engine`, `engines/`, `launched`: one step; a run; other processes; processes of a launcher.
 - `training/`: the training loop; `calibration`: images without labels; `judging`: a user's own `evaluate`.
-- `searching`: Optuna over recipe values; `requirements`: limits that a run must hold.
+- `searching`: Optuna over recipe values; `requirements`: limits that a run must hold;
+  `measured_names`: what steps measure, known before any work.
 - `comparing`: pruning methods over seeds; `varied`: what each changes in a recipe.
 - `display/`, `tables`, `table_files`, `reporting`, `watching`, `demonstration`, `usage`, `probe`: output for people;
   what a run takes, and estimates of its time.

@@ -35,6 +35,7 @@ from secateur.lab.varied import METHODS, Method, first_cut, method_of, notes, se
 if TYPE_CHECKING:
     from secateur.lab.display import Progress
     from secateur.lab.engines import Engine
+    from secateur.lab.planning import RunPlan
 
 __all__ = [
     "METHODS",
@@ -178,6 +179,7 @@ def compare_methods(
     jobs: int = 1,
     progress: Progress | None = None,
     engine: Engine | None = None,
+    plan: RunPlan | None = None,
 ) -> MethodComparison:
     """Run a recipe with each method and each seed, and compare the results.
 
@@ -191,6 +193,7 @@ def compare_methods(
         jobs: Processes of this machine that share the trials.
         progress: The display; None shows nothing.
         engine: Computes the steps, in place of this machine's processes.
+        plan: The plan of `comparison_recipe`, where it was made before.
 
     Returns:
         One row for each method, and the run.
@@ -200,8 +203,8 @@ def compare_methods(
         RecipeError: The recipe has a grid, no step that cuts, or no training before it for a method that needs it.
         NothingToDoError: No trial measured both accuracy and multiply-accumulates.
     """
-    whole = comparison_recipe(recipe, methods, seeds)
-    ran = run(whole, store, jobs=jobs, progress=progress, engine=engine)
+    whole = comparison_recipe(recipe, methods, seeds) if plan is None else plan.recipe
+    ran = run(whole, store, jobs=jobs, progress=progress, plan=plan, engine=engine)
     return MethodComparison(
         _rows(ran, methods), seeds, ran, _dense(ran, recipe, methods), notes(recipe, methods)
     )

@@ -31,6 +31,7 @@ from secateur.execution.devices import device_word
 from secateur.lab.outcomes import Table, canonical
 from secateur.lab.provenance import fingerprint
 from secateur.lab.recipe import ModelSpec, Recipe
+from secateur.lab.requirements import Requirement, check_limits
 from secateur.lab.steps import Step
 from secateur.lab.store import Store
 
@@ -68,12 +69,13 @@ def address(parent: str, kind: str, version: int, options: Table, **surroundings
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """A step with the address of its outcome (`key`) and of the state before it (`parent`)."""
+    """A step with the address of its outcome (`key`) and of the state before it (`parent`), and what it may measure."""
 
     label: str
     step: Step
     key: str
     parent: str
+    names: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,24 @@ class RunPlan:
     def reshaping(self) -> list[str]:
         """As `reshaping` of the trials' recipes, from the data that planning has loaded: nothing is loaded again."""
         return list(dict.fromkeys(trial.reshaped for trial in self.trials if trial.reshaped))
+
+    def check_limits(self, limits: Iterable[str]) -> None:
+        """Refuse limits, as `accuracy >= 0.97`, of what no step of any trial measures.
+
+        Args:
+            limits: Their texts.
+
+        Raises:
+            UnknownNameError: No step has the name, or the label before it.
+        """
+        steps: dict[str, tuple[str, ...] | None] = {}
+        for step in (step for trial in self.trials for step in trial.steps):
+            before = steps.get(step.label, ())
+            unknown = before is None or step.names is None
+            steps[step.label] = (
+                None if unknown else tuple(dict.fromkeys((*(before or ()), *(step.names or ()))))
+            )
+        check_limits([Requirement.of(text) for text in limits], steps)
 
     def keys(self) -> list[str]:
         """The address of every distinct outcome, in the order of work."""
@@ -334,7 +354,7 @@ def plan_trial(
         if step.refers():
             surroundings["refers"] = [keys[label] for label in step.refers()]
         key = address(parent, step.kind(), step.version, step.chosen(), **surroundings)
-        steps.append(PlannedStep(step.label, step, key, parent))
+        steps.append(PlannedStep(step.label, step, key, parent, step.measured_names(model)))
         keys[step.label] = key
         if not step.timed:  # a timed step does not change the state
             parent = key
@@ -366,10 +386,16 @@ def plan(recipe: Recipe, device: str | None = None) -> RunPlan:
 
     Returns:
         All its trials.
+
+    Raises:
+        RecipeError: A step that cannot work.
+        UnknownNameError: A limit in `require` of what no step measures.
     """
     built: dict[str, nn.Module] = {}
     trials = tuple(
         plan_trial(one, index, settings, device=device, built=built)
         for index, (settings, one) in enumerate(recipe.trials())
     )
-    return RunPlan(recipe, device or device_word(recipe.lab.device), trials)
+    made = RunPlan(recipe, device or device_word(recipe.lab.device), trials)
+    made.check_limits(recipe.require)
+    return made

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from secateur.core.measurement import Measurement
-from secateur.errors import OptionError, near
+from secateur.errors import OptionError, UnknownNameError, near
+from secateur.lab.measured_names import refuse_unmeasured
 
-__all__ = ["Requirement", "unmet"]
+__all__ = ["Requirement", "check_limits", "unmet"]
 
 _FORM = re.compile(
     r"(?:(?P<variant>[^<>=]+)\.)?(?P<name>[^.<>=]*[^.<>=\s])\s*(?P<sign>>=|<=)\s*(?P<limit>\S+)"
@@ -98,6 +99,24 @@ class Requirement:
             variants = sorted({str(item.context.get("variant")) for item in rows if item.name == self.name})
             return near(self.variant, variants)
         return near(self.name, names) if names else "nothing was measured; add a step of kind 'measure'"
+
+
+def check_limits(required: Sequence[Requirement], steps: Mapping[str, tuple[str, ...] | None]) -> None:
+    """Refuse, before any work, limits of what no step measures.
+
+    Args:
+        required: The limits.
+        steps: What each step may measure, by its label, as `refuse_unmeasured` takes it.
+
+    Raises:
+        UnknownNameError: No step has the name, or the label before it.
+    """
+    for each in required:
+        if each.variant is not None and each.variant not in steps:
+            raise UnknownNameError(
+                f"require: no step is called {each.variant!r}: {near(each.variant, steps)}"
+            )
+    refuse_unmeasured("require", [each.name for each in required], steps.values())
 
 
 def unmet(required: Sequence[Requirement], measured: Iterable[Measurement]) -> list[str]:

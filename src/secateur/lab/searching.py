@@ -28,6 +28,7 @@ from secateur.execution.devices import device_word
 from secateur.lab.database import parsed
 from secateur.lab.display import Progress
 from secateur.lab.engines import Engine
+from secateur.lab.measured_names import refuse_unmeasured
 from secateur.lab.objects import atomic_write
 from secateur.lab.planning import PlannedTrial, RunPlan, plan_trial
 from secateur.lab.recipe import Recipe
@@ -237,12 +238,16 @@ def search(
         All trials, and those on the Pareto front.
 
     Raises:
-        OptionError: No objective, nothing to search over, or an objective that no step measures.
+        OptionError: No objective, or nothing to search over.
+        UnknownNameError: An objective or a floor that no step measures.
         MissingExtraError: Optuna is not installed.
     """
     options = options or SearchOptions()
     signs = {**dict.fromkeys(maximize, 1), **dict.fromkeys(minimize, -1)}
     axes = _axes(recipe, over, signs, len(maximize) + len(minimize))
+    if samples := _samples(recipe, axes):
+        measured = [step.names for trial in samples for step in trial.steps]
+        refuse_unmeasured("search", [*signs, *options.floors], measured)
     study = _study(store, options.name or recipe.name, signs, recipe.lab.seed)
 
     from secateur.lab.engine import local_engine
@@ -325,6 +330,24 @@ def _axes(
     return axes
 
 
+def _samples(recipe: Recipe, axes: Mapping[str, tuple[object, ...]]) -> list[PlannedTrial]:
+    """Trials that show what the steps measure: one with the first values, and one with each other choice of an axis.
+
+    Values that conflict are left out: as a trial of the search they are kept with their error.
+    """
+    wanted = [{key: values[0] for key, values in axes.items()}]
+    for key, values in axes.items():
+        if not _is_range(values) and key.partition(".")[0] not in ("data", "lab"):
+            wanted += [{key: value} for value in values[1:]]
+    found: list[PlannedTrial] = []
+    for settings in wanted:
+        try:
+            found.append(plan_trial(recipe.with_settings(settings)))
+        except SecateurError:
+            continue
+    return found
+
+
 def _suggested(
     study: optuna.Study, recipe: Recipe, axes: Mapping[str, tuple[object, ...]], count: int
 ) -> list[tuple[optuna.Trial, PlannedTrial]]:
@@ -360,8 +383,13 @@ def _ended(study: optuna.Study) -> int:
     return sum(trial.state.is_finished() for trial in study.trials)
 
 
+def _is_range(values: tuple[object, ...]) -> bool:
+    """Whether an axis is a range, from first to last, or else a list of choices."""
+    return len(values) == 3 and isinstance(values[2], bool)
+
+
 def _suggest(trial: optuna.Trial, key: str, values: tuple[Any, ...]) -> object:
-    if len(values) == 3 and isinstance(values[2], bool):
+    if _is_range(values):
         first, last, log = values
         if isinstance(first, int):
             return trial.suggest_int(key, first, last)

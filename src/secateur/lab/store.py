@@ -58,7 +58,7 @@ class Store:
             raise StoreError(
                 f"{clean(str(folder))}: no run store here (expected store.sqlite in it); run a recipe first, "
                 "or name the store with --store"
-            )
+            ).as_usage()
         self._db = Database(self._database, create=create)
 
     # -- the database
@@ -318,7 +318,9 @@ class Store:
         """One run by its number, or the `last` one."""
         rows = self.runs()
         if not rows:
-            raise StoreError("the store holds no run yet; start one with `secateur run RECIPE.toml`")
+            raise StoreError(
+                "the store holds no run yet; start one with `secateur run RECIPE.toml`"
+            ).as_usage()
         if which == "last":
             return rows[-1]
         for row in rows:

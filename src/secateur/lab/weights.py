@@ -32,7 +32,7 @@ def find_weights(path: str | os.PathLike[str]) -> Path:
     """The file of that name; the error lists similar names in the folder."""
     where = Path(path).expanduser()
     if not where.is_file():
-        raise FormatError(missing(where, "file of weights"))
+        raise FormatError(missing(where, "file of weights")).as_usage()
     return where
 
 

@@ -44,7 +44,7 @@ from secateur.metrics._why import LayerTime, Why, why
 from secateur.metrics.accuracy import Evaluate
 from secateur.registry import Registry
 
-__all__ = ["Evaluate", "LayerTime", "Why", "measure", "measure_of", "names", "why"]
+__all__ = ["Evaluate", "LayerTime", "Why", "measure", "measure_of", "names", "rows_of", "why"]
 
 _REGISTRY = Registry(__name__, __path__, "measure")
 
@@ -156,6 +156,18 @@ def measure_of(name: str) -> str:
         return name
     giving = (each for each in known if name in getattr(_module(each), "MORE_ROWS", ()))
     return next(giving, name)
+
+
+def rows_of(name: str) -> tuple[str, ...]:
+    """The names of the rows that a measure gives: its own first.
+
+    Args:
+        name: The measure's.
+
+    >>> rows_of("params")
+    ('params', 'nonzeros')
+    """
+    return (name, *getattr(_module(name), "MORE_ROWS", ()))
 
 
 def _module(name: str) -> ModuleType:

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from secateur.core.measurement import Measurement, Measurements
+from secateur.core.missing_files import missing
 from secateur.errors import DataError, OptionError
 
 __all__ = ["file_size", "formula_size", "size"]
@@ -66,7 +67,7 @@ def file_size(path: str | os.PathLike[str]) -> Measurements:
     """
     target = Path(path)
     if not target.is_file():
-        raise DataError(f"{path}: no such file to measure; save one first")
+        raise DataError(f"{missing(path)}; save one first").as_usage()
     value = target.stat().st_size
     return Measurements([Measurement("file_size", value, "bytes", f"bytes of {target.name} on disk")])
 

@@ -23,6 +23,7 @@ import torch
 from secateur.container.arrays import to_tensor
 from secateur.container.checkpoint import open_checkpoint
 from secateur.core.json_text import is_count, parse
+from secateur.core.missing_files import missing
 from secateur.errors import DataError, OptionError
 from secateur.streaming.tokenizers import read_tokenizer
 
@@ -51,7 +52,9 @@ def sequences_of(
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path}: no such file; expected a text, or a .safetensors file with {_NUMBERS!r}")
+        raise DataError(
+            f"{missing(path)}; expected a text, or a .safetensors file with {_NUMBERS!r}"
+        ).as_usage()
     rows = (
         _numbers(path)
         if path.suffix == ".safetensors"
@@ -86,7 +89,7 @@ def sentences_of(
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path}: no such file; expected a text with a sentence in each line")
+        raise DataError(f"{missing(path)}; expected a text with a sentence in each line").as_usage()
     lines = [line.strip() for line in _text(path, _CHARACTERS * count * length).splitlines()]
     lines = [line for line in lines if line][:count]
     if not lines:

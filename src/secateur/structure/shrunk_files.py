@@ -237,7 +237,7 @@ def load_shrunk(path: str | os.PathLike[str], into: nn.Module) -> nn.Module:
         OptionError: The model is on the meta device, where nothing can be loaded.
     """
     if not Path(path).is_file():
-        raise FormatError(f"{missing(path)}; write one with small.save(path)")
+        raise FormatError(f"{missing(path)}; write one with small.save(path)").as_usage()
     plan, tensors = _read(path)
     given, into = into, unwrapped(into)
     check_entries(into, plan.layers)

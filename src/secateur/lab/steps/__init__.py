@@ -3,7 +3,8 @@
 A step is a frozen pydantic value with three parts: its options (the fields), `check` (what can be refused before any
 work), and `run` (from the state before it to the state after it). Its outcome depends only on its options, the state
 before, the data and the seed, so that the store finds it again by their hash. Raise `version` when the same options
-come to mean something else. Set `trains` where all processes of a distributed launch must take part.
+come to mean something else. Set `trains` where all processes of a distributed launch must take part, and `measures` to
+the names that `run` gives its measurements, so that a misspelt objective or limit is found before any work.
 
 A new kind is one new file with one class `NameStep`, and one test.
 
@@ -128,6 +129,8 @@ class Step(Options):
     the state, because the addresses of later outcomes do not depend on it."""
     trains: ClassVar[bool] = False
     """Whether `run` trains. In a distributed launch all processes run such a step together."""
+    measures: ClassVar[tuple[str, ...] | None] = None
+    """The names of what `run` may measure, `*` in them for any letters; None: only `run` knows."""
     renamed: ClassVar[dict[str, str]] = {}
     """The present names of options by their old ones, which work with a `DeprecationWarning`."""
 
@@ -162,6 +165,14 @@ class Step(Options):
         Args:
             steps: The earlier steps, in order.
         """
+
+    def measured_names(self, model: nn.Module) -> tuple[str, ...] | None:
+        """What `run` may measure with these options: `measures`, where they make no difference.
+
+        Args:
+            model: The recipe's model as it is before the first step.
+        """
+        return self.measures
 
     def refers(self) -> tuple[str, ...]:
         """Labels of earlier steps whose outcome this one reads besides the state: part of the outcome's address."""

@@ -14,6 +14,7 @@ The search evaluates the model under many choices, on validation images; the tes
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from pydantic import Field
 from torch import nn
@@ -38,6 +39,13 @@ Patterns = str | tuple[str, ...] | None
 class AllocateStep(Step):
     """Search for how much each layer loses, and set those weights to zero."""
 
+    measures: ClassVar[tuple[str, ...] | None] = (
+        "mask_sparsity",
+        "remaining",
+        "allocated_accuracy",
+        "uniform_accuracy",
+        "chosen_sparsity",
+    )
     keep: float = Field(gt=0, lt=1, description="share of the cost that remains at most")
     of: str = Field("macs", pattern="^(macs|params)$", description="the cost: macs or params")
     method: Plugin = Field("net_adapt", description="how the shares are searched")

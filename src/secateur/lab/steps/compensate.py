@@ -10,7 +10,7 @@ layers cause how much error (`sc.error_shares`), and has each lose accordingly, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -90,6 +90,7 @@ def _patterns(options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 class CompensateStep(Step):
     """Refit the remaining weights by least squares, layer by layer, to reproduce the outputs of the dense model."""
 
+    measures: ClassVar[tuple[str, ...] | None] = ("layer_error_before", "layer_error_after")
     calibrate: int = Field(2000, ge=1, description="training images that are used, without their labels")
     batch_size: int = Field(100, ge=1, description="images of one batch")
     augment: Augmentation = Field(None, description="as in training; drawn again in each pass")

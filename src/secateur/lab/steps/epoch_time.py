@@ -32,6 +32,12 @@ __all__ = ["EpochTimeStep"]
 class EpochTimeStep(Step):
     """Time epochs of this model and of an earlier step's model, turn by turn."""
 
+    measures: ClassVar[tuple[str, ...] | None] = (
+        "training_time",
+        "evaluation_time",
+        "training_speedup",
+        "evaluation_speedup",
+    )
     timed: ClassVar[bool] = True
     trains: ClassVar[bool] = True
     against: str = Field(description="label of an earlier step whose model is timed in turns with this one")

@@ -32,6 +32,13 @@ __all__ = ["ExportStep"]
 class ExportStep(Step):
     """Write the model for other runtimes, and compare what the file computes with PyTorch."""
 
+    measures: ClassVar[tuple[str, ...] | None] = (
+        "onnx_bytes",
+        "pt2_bytes",
+        "export_error",
+        "int8_*",
+        "float_layers",
+    )
     version: ClassVar[int] = 2
     file: str = Field(
         "model.onnx", description="the file's name among the results: .onnx, or .pt2 (torch.export)"

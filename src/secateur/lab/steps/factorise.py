@@ -10,6 +10,8 @@ images.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 from torch import nn
 
@@ -30,6 +32,7 @@ __all__ = ["FactoriseStep"]
 class FactoriseStep(Step):
     """Replace layers by two smaller ones each, by truncated singular value decomposition."""
 
+    measures: ClassVar[tuple[str, ...] | None] = ("truncation_error", "proof_error")
     keep: float | None = Field(None, description="share of the whole model's cost that remains")
     of: str = Field("macs", description="the cost that `keep` is a share of: macs or params")
     ranks: dict[str, int] | None = Field(

@@ -19,7 +19,7 @@ from secateur.core.targets import select
 from secateur.lab.outcomes import Table
 from secateur.lab.state import State
 from secateur.lab.steps import Result, Work
-from secateur.lab.steps.train import TrainBase, training_fields
+from secateur.lab.steps.train import EPOCH_ROWS, TrainBase, training_fields
 from secateur.lab.training import GradualPruning
 
 __all__ = ["GradualStep"]
@@ -48,6 +48,7 @@ def pruning_fields() -> dict[str, Any]:
 class _Gradual(TrainBase):
     """Training that prunes as it goes."""
 
+    measures: ClassVar[tuple[str, ...] | None] = (*EPOCH_ROWS, "mask_sparsity")
     version: ClassVar[int] = 1
 
     def pruning(self) -> GradualPruning:

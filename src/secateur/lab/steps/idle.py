@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import time
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -21,6 +22,7 @@ __all__ = ["IdleStep"]
 class IdleStep(Step):
     """Sleep, compute, or fail on purpose; the model does not change."""
 
+    measures: ClassVar[tuple[str, ...] | None] = ("note",)
     seconds: float = Field(0.0, ge=0, description="how long to sleep")
     work: int = Field(
         0, ge=0, description="millions of iterations of a loop to compute, to keep the processor busy"

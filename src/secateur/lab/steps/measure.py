@@ -27,7 +27,7 @@ from secateur.lab.outcomes import Table
 from secateur.lab.state import State
 from secateur.lab.steps import Result, Step, Work
 from secateur.lab.training import evaluate
-from secateur.metrics import measure, measure_of, names
+from secateur.metrics import measure, measure_of, names, rows_of
 from secateur.metrics.latency import compare
 
 __all__ = ["MeasureStep"]
@@ -89,6 +89,27 @@ class MeasureStep(Step):
                 )
         if self.against is not None:
             self._check_against(self.against, before)
+
+    def measured_names(self, model: nn.Module) -> tuple[str, ...] | None:
+        """The rows of the measures in `what`; None where a function of the user's or of the model names them."""
+        found: list[str] = []
+        for name in self.what:
+            if name == "accuracy":
+                if self.evaluate is not None or hasattr(model, "evaluation_metrics"):
+                    return None
+                judged = ("loss",) if hasattr(model, "training_loss") else ("accuracy", "loss")
+                found += [
+                    f"{split}{row}" for split in ("", *(f"{one}_" for one in self.also)) for row in judged
+                ]
+            elif name == "testing_time":
+                found.append(name)
+            elif name == "macs" and self.bias == "both":
+                found += [f"{kind}{row}" for kind in ("", "weight_") for row in rows_of(name)]
+            elif name == "latency" and self.against is not None:
+                found += [*rows_of(name), "speedup"]
+            else:
+                found += rows_of(name)
+        return tuple(found)
 
     def _check_evaluate(self) -> None:
         """Refuse a function that is not there, or that would not be called."""

@@ -12,7 +12,7 @@ holds no statistics: before its model is trained on, `same_outputs` measures the
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -36,6 +36,7 @@ _KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 class NormsStep(Step):
     """Set batch norm's running statistics to plain averages over training images."""
 
+    measures: ClassVar[tuple[str, ...] | None] = ()
     images: int = Field(10_000, ge=1, description="most training images to average over")
     batch_size: int = Field(500, ge=2, description="images per batch of statistics")
     augment: Augmentation = Field(None, description="as in the training before this step")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -31,6 +31,13 @@ __all__ = ["PackStep"]
 class PackStep(Step):
     """Write the model as one coded file, and load it."""
 
+    measures: ClassVar[tuple[str, ...] | None] = (
+        "file_bytes",
+        "tensor_bytes",
+        "original_bytes",
+        "file_ratio",
+        "changed_tensors",
+    )
     file: str = Field("model.sct", description="the file's name among the results")
     batch_norm: str | int | None = Field(
         None, description="fold batch norm: fp32, fp16, bf16, or 2 to 12 bits"

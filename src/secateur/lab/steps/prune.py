@@ -11,7 +11,7 @@ the combination of least predicted loss that keeps this share of the cost. `scan
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, ValidationError
 from torch import nn
@@ -58,6 +58,14 @@ class Scanned(Options):
 class PruneStep(Step):
     """Choose weights by criterion, granularity and budget, and set them to zero."""
 
+    measures: ClassVar[tuple[str, ...] | None] = (
+        "mask_sparsity",
+        "remaining",
+        "scan_predicted",
+        "chosen_sparsity",
+        "collapsed_layers",
+        "signal_left",
+    )
     criterion: Plugins = Field(
         "magnitude",
         description="scores the weights: a name, or a class of your own, module:Class; a list has one for each "

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field, create_model
@@ -25,7 +25,7 @@ from secateur.core.masks import Masks
 from secateur.errors import NothingToDoError, OptionError, RecipeError, near
 from secateur.lab.state import State
 from secateur.lab.steps import Result, Work
-from secateur.lab.steps.train import TrainBase, training_fields
+from secateur.lab.steps.train import EPOCH_ROWS, TrainBase, training_fields
 from secateur.quantize import registry
 from secateur.quantize.result import zeroed
 from secateur.quantize.share import Shared
@@ -36,6 +36,7 @@ __all__ = ["RefineStep"]
 class _Refine(TrainBase):
     """Training of a shared model."""
 
+    measures: ClassVar[tuple[str, ...] | None] = EPOCH_ROWS
     remake_every: int | None = Field(
         None, ge=1, description="assign weights to centroids again after this number of optimizer steps"
     )

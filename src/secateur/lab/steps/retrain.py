@@ -9,14 +9,14 @@ and with `keep = "best"` it keeps the weights from before it.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import create_model
 
 from secateur.errors import NothingToDoError
 from secateur.lab.state import State
 from secateur.lab.steps import Result, Work
-from secateur.lab.steps.train import TrainBase, training_fields
+from secateur.lab.steps.train import EPOCH_ROWS, TrainBase, training_fields
 from secateur.lab.training import evaluate
 
 __all__ = ["RetrainStep"]
@@ -24,6 +24,8 @@ __all__ = ["RetrainStep"]
 
 class _Retrain(TrainBase):
     """Training of a model that was pruned."""
+
+    measures: ClassVar[tuple[str, ...] | None] = EPOCH_ROWS
 
     def run(self, state: State, work: Work) -> Result:
         """Train with the masks held."""

@@ -18,7 +18,7 @@ The model does not change. The table is `scan.json` among the step's files. A st
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from pydantic import Field
@@ -50,6 +50,7 @@ Evaluation = list[Batch] | Callable[[nn.Module], float]
 class ScanStep(Step):
     """Measure how sensitive each layer is to pruning, alone and without retraining."""
 
+    measures: ClassVar[tuple[str, ...] | None] = ("scan_value",)
     criterion: Plugin = Field("magnitude", description="how weights are scored")
     granularity: Plugin = Field("element", description="what is cut as one unit")
     levels: tuple[float, ...] = Field(LEVELS, description="sparsities of each layer, rising")

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
@@ -35,6 +35,7 @@ _TUNING = ("lr", "blocks", "precision", "assignments")
 class ShareStep(Step):
     """Give the weights of every tensor few distinct values."""
 
+    measures: ClassVar[tuple[str, ...] | None] = ("huffman_bits", "formula_ratio")
     bits: int | None = Field(None, description="a codebook has 2**bits values; the method's default is 5")
     start: str | None = Field(
         None, description="where K-means starts: optimal, linear, kmeans++, random, density"

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 from pydantic import Field
 from torch import nn
@@ -26,6 +27,7 @@ __all__ = ["ShrinkStep"]
 class ShrinkStep(Step):
     """Cut the masked channels out of every tensor that has them."""
 
+    measures: ClassVar[tuple[str, ...] | None] = ("proof_error",)
     coupling: str = Field("union", description="union: masks chosen in any way; coupled: masks that agree")
     round_to: int | None = Field(None, description="keep widths at a multiple of this")
     at_least: int = Field(1, ge=1, description="fewest units of a group that remain")

@@ -35,7 +35,10 @@ from secateur.lab.training import (
 )
 from secateur.sparsify import Sparsifier
 
-__all__ = ["Augmentation", "TrainBase", "TrainStep", "augmentation"]
+__all__ = ["EPOCH_ROWS", "Augmentation", "TrainBase", "TrainStep", "augmentation"]
+
+EPOCH_ROWS = ("epoch_loss", "epoch_train_accuracy", "epoch_validation_*")
+"""What every training step measures after an epoch."""
 
 _LATER = ("sparsify", "distill", "save_at", "rewind", "rewind_rate")
 
@@ -288,5 +291,11 @@ def _line(trained: Trained) -> str:
     return line
 
 
-TrainStep: Any = create_model("TrainStep", __base__=TrainBase, __module__=__name__, **training_fields())
+class _Train(TrainBase):
+    """Training, and nothing else."""
+
+    measures: ClassVar[tuple[str, ...] | None] = EPOCH_ROWS
+
+
+TrainStep: Any = create_model("TrainStep", __base__=_Train, __module__=__name__, **training_fields())
 TrainStep.__doc__ = "Train the model."

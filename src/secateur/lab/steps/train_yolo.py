@@ -11,7 +11,7 @@ import hashlib
 import re
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 from torch import nn
@@ -33,6 +33,7 @@ _WHAT = {"B": "boxes", "M": "masks", "P": "keypoints"}
 class TrainYoloStep(Step):
     """Train by ultralytics' trainer; the step's file is a checkpoint that `YOLO(...)` loads."""
 
+    measures: ClassVar[tuple[str, ...] | None] = ("map_*", "map50_*")
     data: str = Field(description="the yaml that describes the data set, as ultralytics reads it")
     epochs: int = Field(10, ge=1, description="epochs")
     imgsz: int = Field(640, ge=32, description="edge of the images in training and validation")

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from secateur.core.masks import Masks
@@ -21,6 +23,7 @@ __all__ = ["ZeroDeadNeuronsStep"]
 class ZeroDeadNeuronsStep(Step):
     """Remove weights and biases whose gradient is zero for every image; the outputs stay the same."""
 
+    measures: ClassVar[tuple[str, ...] | None] = ("idle_weights",)
     images: int = Field(10_000, ge=1, description="most training images to use")
 
     def run(self, state: State, work: Work) -> Result:

@@ -10,7 +10,7 @@ from secateur import data as datasets
 from secateur.core.masks import Masks
 from secateur.criteria.shuffled import Shuffled
 from secateur.criteria.synflow import Synflow
-from secateur.errors import BudgetNotMetError, OptionError, RecipeError
+from secateur.errors import BudgetNotMetError, NothingToDoError, OptionError, RecipeError
 from secateur.lab.recipe import Recipe
 from secateur.lab.training import GradualPruning, TrainingContext, TrainingOptions, pruning, train
 
@@ -216,3 +216,22 @@ def test_as_a_step_of_a_recipe(tmp_path):
     assert found["mask_sparsity"].value == pytest.approx(0.9, abs=1e-5)
     with pytest.raises((RecipeError, OptionError), match="until"):
         run(Recipe.parse(text.replace("until = 0.5", "until = 2.0")), Store(tmp_path))
+
+
+def test_a_training_that_ends_before_the_first_pruning_is_an_error(tmp_path):
+    from secateur.lab import Store, run
+
+    text = """
+    [data]
+    name = "digits"
+    limit = 40
+    [model]
+    name = "lenet-300-100"
+    [[step]]
+    kind = "gradual"
+    sparsity = 0.9
+    epochs = 1
+    """
+    wanted = r"step 'gradual': expected weights to leave .* it ended before the first pruning; train for more epochs"
+    with pytest.raises(NothingToDoError, match=wanted):
+        run(Recipe.parse(text), Store(tmp_path))

@@ -105,7 +105,7 @@ def test_every_step_measures_only_what_it_names_before(tmp_path, steps):
 
 def test_of_the_kinds_of_step_only_these_leave_their_rows_unnamed():
     unnamed = {name for name in registry.names() if registry.get(name).measures is None}
-    assert unnamed == {"measure", "rate_train"}  # `measure` names its rows by its options
+    assert unnamed == {"measure"}  # `measure` names its rows by its options
 
 
 SMALL = tiny(

@@ -385,7 +385,7 @@ def _ended(study: optuna.Study) -> int:
 
 def _is_range(values: tuple[object, ...]) -> bool:
     """Whether an axis is a range, from first to last, or else a list of choices."""
-    return len(values) == 3 and isinstance(values[2], bool)
+    return len(values) == 3 and isinstance(values[0], int | float) and isinstance(values[2], bool)
 
 
 def _suggest(trial: optuna.Trial, key: str, values: tuple[Any, ...]) -> object:

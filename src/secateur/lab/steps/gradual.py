@@ -16,6 +16,7 @@ from torch import nn
 
 from secateur.core.measurement import Measurement
 from secateur.core.targets import select
+from secateur.errors import NothingToDoError
 from secateur.lab.outcomes import Table
 from secateur.lab.state import State
 from secateur.lab.steps import Result, Work
@@ -74,7 +75,11 @@ class _Gradual(TrainBase):
         """Train and prune; weights that earlier steps removed stay removed."""
         result = self.trained(state, work, self.pruning())
         masks = result.state.masks
-        assert masks is not None
+        if masks is None:
+            raise NothingToDoError(
+                f"step {self.label!r}: expected weights to leave while training runs, but it ended before the first "
+                "pruning; train for more epochs, or in smaller batches"
+            )
         layers = {row.name: row.sparsity for row in masks.summary()}
         text = "share of the pruned tensors' weights that the masks remove"
         measured = Measurement("mask_sparsity", masks.sparsity, "", text, per_layer=layers)

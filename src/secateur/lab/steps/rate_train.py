@@ -28,7 +28,7 @@ from secateur.data import Data
 from secateur.errors import OptionError, RecipeError, near
 from secateur.lab.state import State
 from secateur.lab.steps import Result, Work
-from secateur.lab.steps.train import TrainBase, training_fields
+from secateur.lab.steps.train import EPOCH_ROWS, TrainBase, training_fields
 from secateur.lab.training import evaluate
 from secateur.quantize.latent_training import LatentOptions, LatentTraining
 
@@ -41,6 +41,7 @@ class _RateTrain(TrainBase):
     """Training for bytes."""
 
     version: ClassVar[int] = 3
+    measures: ClassVar[tuple[str, ...] | None] = (*EPOCH_ROWS, "estimated_bytes", "measured_bytes")
     target: int = Field(..., ge=1, description="bytes of the file to reach")
     until: float = Field(0.7, gt=0, le=1, description="share of the epochs after which the target is reached")
     most: int = Field(3, ge=1, le=100, description="the largest multiple of the step, on both sides of zero")

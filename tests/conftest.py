@@ -1,15 +1,12 @@
 """One thread per test process: the suite runs several processes side by side, and results must not depend on cores.
 
 Property tests draw the same examples every time, so that a change is judged by what it changes; others are drawn with
-`pytest --hypothesis-profile=random`. So do tests, examples of docstrings and fixtures that draw without a seed of their
-own, whichever ran before them; `SECATEUR_TEST_SEED=1 pytest` draws others.
+`pytest --hypothesis-profile=random`.
 """
 
 import os
-import random
 import runpy
 import signal
-import zlib
 from pathlib import Path
 
 import pytest
@@ -31,27 +28,6 @@ def pytest_configure(config):
     # Started in the background, a shell's child ignores Ctrl-C and its own children inherit that; some are sent it.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_fixture_setup(fixturedef):
-    start_random_numbers(fixturedef.argname)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_call(item):
-    start_random_numbers("test")
-
-
-def start_random_numbers(of):
-    """The name counts: a fixture and its test that both draw must not draw the same."""
-    import numpy
-    import torch
-
-    seed = zlib.crc32((of + os.environ.get("SECATEUR_TEST_SEED", "")).encode())
-    random.seed(seed)
-    numpy.random.seed(seed)
-    torch.manual_seed(seed)
 
 
 @pytest.fixture

@@ -118,12 +118,12 @@ def test_bits_of_an_empty_row_pull_harder_than_those_of_a_full_one() -> None:
 
 def test_the_price_rises_while_there_are_too_many_bytes_and_falls_below() -> None:
     model = layer()
-    options = LatentOptions(target=100, steps=5000, until=0.001)
+    options = LatentOptions(target=100, steps=5000, until=0.001, ahead=0.0)
     with LatentTraining(model, options) as training:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
         training.measured(150)
         prices = []
-        for size in (150, 150, 129, 129):  # at the highest rate 130 are wanted
+        for size in (150, 150, 99, 99):
             training.measured(size)
             for _ in range(10):
                 model(torch.ones(1, 4)).sum().backward()
@@ -163,7 +163,20 @@ def test_the_lower_the_rate_the_less_is_wanted_and_the_faster_the_price_follows(
             optimizer.zero_grad()
         training.measured(size)
         slow = float(training._numbers[3])
-        assert math.log(training.price) - slow == pytest.approx(8.0 * over, abs=1e-9)
+        assert math.log(training.price) - slow == pytest.approx(8.0 * over, abs=1e-3)
+
+
+def test_where_the_rate_stays_high_the_last_step_wants_the_target() -> None:
+    model = layer()
+    with LatentTraining(model, LatentOptions(target=100, steps=1000, until=0.5)) as training:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        training.measured(100)
+        model(torch.ones(1, 4)).sum().backward()
+        optimizer.step()
+        for done, wanted in ((500, 130.0), (750, 115.0), (1000, 100.0)):
+            training._numbers[0] = done
+            training._numbers[2] = wanted / (training.bits / 8)
+            assert math.log(training.price) == pytest.approx(float(training._numbers[3])), done
 
 
 def test_without_ahead_neither_wanted_bytes_nor_price_look_at_the_rate() -> None:

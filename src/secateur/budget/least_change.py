@@ -21,7 +21,9 @@ __all__ = ["LeastChange"]
 
 @dataclass(frozen=True)
 class LeastChange(Budget):
-    """Of every list round(sparsity * units) are removed: a set of least change that no exchange of two units betters.
+    """Of every list round(sparsity * units) are removed, of channels and heads all but one at most.
+
+    They are a set of least change that no exchange of two units betters.
 
     Every set is cut out and run on the first batches of the call's data, or on its example, so it is for lists of few
     units: layers, or heads. The change is the squared error of the outputs over their squares. `compare` is what of an

@@ -11,8 +11,9 @@ what they cost when they are rounded to that number of bits.
 The price is not given: it rises while the levels take more bytes than the schedule wants, and falls while they take
 fewer. The schedule is a cubic from the bytes at the start to `target` at `until` of all steps, and constant after that.
 A file shrinks by itself while the learning rate falls, and hardly grows again at any price: so `ahead` more than the
-schedule is wanted at the highest rate, and that many times less as the rate is below it. And the price follows the
-bytes the faster the lower the rate is, because a step then moves the levels less. With `ahead` 0 neither is done.
+schedule is wanted at the highest rate, and that many times less as the rate is below it or, where it stays high, as the
+end is near. And the price follows the bytes the faster the lower the rate is, because a step then moves the levels
+less. With `ahead` 0 neither is done.
 
 >>> from torch import nn
 >>> model = nn.Linear(4, 2)
@@ -63,7 +64,7 @@ class LatentOptions:
     Attributes:
         target: Bytes to reach, of the whole file.
         steps: Optimizer steps of the whole training.
-        until: Share of the steps after which the target is reached.
+        until: Share of the steps after which the schedule is at the target.
         most: The largest level; levels are -most..most.
         scale: The first step of a tensor, in root mean squares of its weights that are not zero.
         price: The price of a bit at the start, in units of the loss.
@@ -357,9 +358,12 @@ class LatentTraining:
 
     def _over(self) -> float:
         """The logarithm of the bytes over those wanted now; larger where the rate is low, as a step moves less."""
-        numbers, ahead = self._numbers, self.options.ahead
-        rate = float(numbers[_RATE]) if ahead else 1.0
-        wanted = self.options.wanted(int(numbers[_DONE]), float(numbers[_START])) * (1.0 + ahead * rate)
+        numbers, options = self._numbers, self.options
+        rate = float(numbers[_RATE]) if options.ahead else 1.0
+        done = int(numbers[_DONE])
+        after = options.steps * (1.0 - options.until)  # steps left when the schedule is at the target
+        left = min(1.0, max(0.0, options.steps - done) / max(after, 1.0))
+        wanted = options.wanted(done, float(numbers[_START])) * (1.0 + options.ahead * min(rate, left))
         return math.log(max(self.estimated_bytes, 1.0) / max(wanted, 1.0)) / max(rate, _LOW_RATE)
 
     def measured(self, size: int) -> float:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from secateur.lab.display.progress import Progress
     from secateur.lab.state import State
 
-__all__ = ["Options", "Plugin", "Plugins", "Result", "Step", "Work", "make", "registry"]
+__all__ = ["Options", "Plugin", "Plugins", "Result", "Step", "Work", "leaving_one", "make", "registry"]
 
 registry = Registry(
     __name__,
@@ -189,6 +189,19 @@ class Step(Options):
             The state after, and what was measured.
         """
         raise NotImplementedError
+
+
+def leaving_one(chosen: Table) -> Table:
+    """The options of a step that prunes, with an address of their own for channels and heads.
+
+    Args:
+        chosen: The options. A share of every layer leaves one channel or head of each list, which it did not always.
+
+    >>> leaving_one({"granularity": {"name": "channel"}})
+    {'granularity': {'name': 'channel'}, 'one_stays': True}
+    """
+    words = str(chosen["granularity"])
+    return {**chosen, "one_stays": True} if "channel" in words or "head" in words else chosen
 
 
 def make(plugins: Registry, value: Plugins) -> Any:

@@ -19,7 +19,7 @@ from secateur.core.targets import select
 from secateur.errors import NothingToDoError
 from secateur.lab.outcomes import Table
 from secateur.lab.state import State
-from secateur.lab.steps import Result, Work
+from secateur.lab.steps import Result, Work, leaving_one
 from secateur.lab.steps.train import EPOCH_ROWS, TrainBase, training_fields
 from secateur.lab.training import GradualPruning
 
@@ -60,9 +60,9 @@ class _Gradual(TrainBase):
 
     def chosen(self) -> Table:
         """The options; units larger than one weight have an address of their own since their share is counted exactly,
-        and outcomes of single weights keep theirs.
+        channels and heads another one since one of each list stays, and outcomes of single weights keep theirs.
         """
-        found = super().chosen()
+        found = leaving_one(super().chosen())
         return found if found["granularity"] == "element" else {**found, "share_of": "units"}
 
     def check(self, model: nn.Module, before: list[str]) -> None:

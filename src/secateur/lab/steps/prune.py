@@ -27,7 +27,7 @@ from secateur.criteria import Criterion
 from secateur.errors import NothingToDoError, OptionError, RecipeError, near
 from secateur.lab.outcomes import Table
 from secateur.lab.state import State
-from secateur.lab.steps import Options, Plugin, Plugins, Result, Step, Work, make
+from secateur.lab.steps import Options, Plugin, Plugins, Result, Step, Work, leaving_one, make
 from secateur.lab.steps.scan import FILE
 from secateur.pruning.connectivity import FAINT, Collapse, find_collapsed, rescale_, signal_left
 from secateur.pruning.prune import PruneOptions, budget_of, prune
@@ -166,7 +166,7 @@ class PruneStep(Step):
 
     def chosen(self) -> Table:
         """The options; without `rescale` where it is not used, so that addresses of older outcomes stay valid."""
-        found = super().chosen()
+        found = leaving_one(super().chosen())
         if not self.rescale:
             del found["rescale"]
         return found

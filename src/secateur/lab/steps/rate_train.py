@@ -43,7 +43,9 @@ class _RateTrain(TrainBase):
     version: ClassVar[int] = 3
     measures: ClassVar[tuple[str, ...] | None] = (*EPOCH_ROWS, "estimated_bytes", "measured_bytes")
     target: int = Field(..., ge=1, description="bytes of the file to reach")
-    until: float = Field(0.7, gt=0, le=1, description="share of the epochs after which the target is reached")
+    until: float = Field(
+        0.7, gt=0, le=1, description="share of the epochs after which the schedule is at the target"
+    )
     most: int = Field(3, ge=1, le=100, description="the largest multiple of the step, on both sides of zero")
     scale: float = Field(
         0.7, gt=0, description="the first step, in root mean squares of a tensor's weights that are not zero"

@@ -55,10 +55,13 @@ except SystemExit as leaving:
 used = resource.getrusage(resource.RUSAGE_SELF)
 print(used.ru_utime + used.ru_stime, "torch" in sys.modules, "pydantic" in sys.modules, file=sys.stderr)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    seconds, torch, pydantic = done.stderr.split()
-    assert (torch, pydantic) == ("False", "False")
-    assert float(seconds) < 0.3
+    quickest = float("inf")  # of three: the processor's time grows too where other work shares it
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        seconds, torch, pydantic = done.stderr.split()
+        assert (torch, pydantic) == ("False", "False")
+        quickest = min(quickest, float(seconds))
+    assert quickest < 0.3
     for verb in (
         "demo",
         "run",

@@ -686,7 +686,9 @@ def test_masks_hold_through_data_parallel(around):
     optimizer = torch.optim.AdamW(wrapped.parameters(), lr=0.1, weight_decay=0.1)
 
     def gone(tensor_of):
-        return all(bool((tensor_of(model.get_parameter(name))[~mask] == 0).all()) for name, mask in masks.items())
+        return all(
+            bool((tensor_of(model.get_parameter(name))[~mask] == 0).all()) for name, mask in masks.items()
+        )
 
     with sc.hold(wrapped if around else model, masks, optimizer) as held:
         for _ in range(3):

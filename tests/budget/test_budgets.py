@@ -401,6 +401,28 @@ def test_a_share_of_few_channels_leaves_the_one_that_explain_says_stays(budget: 
     assert before - after == found.removed_parameters
 
 
+@pytest.mark.parametrize(
+    "budget", [sc.budget.ErdosRenyi(0.75), sc.budget.Params(keep=0.25), sc.budget.Macs(keep=0.2)], ids=str
+)
+def test_other_budgets_that_leave_one_channel_of_each_group(budget: sc.budget.Budget) -> None:
+    """The two channels of the first group are worse than all eight of the second."""
+    model, x = narrow()
+    model[0].weight.data *= 1e-3
+    masks = sc.prune(model, "l2", "channel", budget, example=x)
+    assert masks["0.weight"].any(1).sum() == 1
+
+
+@pytest.mark.parametrize("budget", [Overall(0.8), Percentile(0.9, scope="network"), StdDev(5.0)], ids=str)
+def test_budgets_that_may_take_all_channels_of_a_group_say_what_keeps_one(budget: sc.budget.Budget) -> None:
+    """The two channels of the first group are worse than all eight of the second."""
+    model, x = narrow()
+    model[4].weight.data *= 100.0
+    with pytest.raises(sc.errors.CollapseError, match=r"nothing is left of .*at_least=1"):
+        sc.prune(model, "l2", "channel", budget, example=x)
+    masks = sc.prune(model, "l2", "channel", budget, example=x, options=sc.PruneOptions(at_least=1))
+    assert masks["0.weight"].any(1).sum() == 1
+
+
 def test_a_share_of_rows_may_take_all_of_them_and_says_so() -> None:
     model, _ = narrow()
     with pytest.raises(sc.errors.CollapseError, match=r"nothing is left of '0\.weight'.*at_least=1"):

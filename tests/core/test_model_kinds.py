@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 import secateur as sc
+from secateur.core.model_kinds import inside, unwrapped
+from secateur.core.wrapped_layers import model_with
 from secateur.errors import OptionError
 
 
@@ -27,7 +29,7 @@ class YOLO(nn.Module):
 
 
 YOLO.__module__ = "ultralytics.engine.model"  # of classes below it, such as YOLO, too
-IMAGE = torch.randn(1, 1, 8, 8)
+IMAGE = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize(
@@ -61,3 +63,18 @@ def test_a_file_in_the_place_of_an_example_is_said_to_be_one():
         sc.errors.TraceError, match=r"expected a tensor of one batch.*got the text 'bus\.jpg'"
     ):
         sc.prune(model, "l2", "channel", 0.5, example="bus.jpg")
+
+
+def test_wrappers_of_torch_are_known_in_one_place_and_others_hold_names_only():
+    """What is worked on is taken out of torch's wrappers alone; masks find their names inside any module around."""
+    model = nn.Linear(2, 3)
+    for wrapper in (nn.DataParallel(model), torch.compile(model, backend="eager")):
+        assert inside(wrapper) is model
+        assert unwrapped(wrapper) is model
+        assert model_with(wrapper, ["weight"]) is model
+    for around in (torch.optim.swa_utils.AveragedModel(model), nn.Sequential(model)):
+        assert inside(around) is None
+        assert unwrapped(around) is around
+        assert model_with(around, ["weight"]) is next(around.children())
+    assert inside(model) is None
+    assert model_with(nn.Sequential(model), ["bias_of_another"]) is not model

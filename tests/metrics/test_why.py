@@ -201,6 +201,40 @@ def test_threads_that_are_idle_by_themselves_are_no_interruption(monkeypatch):
     assert shares == [1.0] * 4
 
 
+def test_one_switch_is_compared_with_what_several_threads_usually_do(monkeypatch):
+    """All four threads worked once, else two. One switch took nothing and changes nothing, another took half."""
+    clock, own, turn, counted = 0.0, 0.0, 0, 0
+    readings = [
+        (4.0, 4.0),
+        (4.0, 2.0),
+        (4.0, 2.0),
+        (4.0, 2.0),
+        (8.0, 1.0),
+        (4.0, 2.0),
+    ]  # ms by the clock, and cores
+
+    class Layer(nn.Module):
+        def forward(self, x):
+            nonlocal clock, own, counted
+            ms, cores = readings[turn]
+            clock, own = clock + ms / 1e3, own + ms * cores / 1e3
+            counted += turn in (3, 4)
+            return x
+
+    monkeypatch.setattr(_why.time, "perf_counter", lambda: clock)
+    monkeypatch.setattr(_why.time, "process_time", lambda: own)
+    monkeypatch.setattr(_why, "switches", lambda: (0, counted))
+    monkeypatch.setattr(_why.torch, "get_num_threads", lambda: 4)
+    shares: list[float] = []
+    run = _why._run(_why._Call(Layer(), (X,), {}, 1, 0), torch.device("cpu"), shares)
+    found = []
+    while turn < len(readings):
+        found.append(run())
+        turn += 1
+    assert found == pytest.approx([4.0] * 6)
+    assert shares == pytest.approx([1.0, 1.0, 1.0, 1.0, 0.5, 1.0])
+
+
 def test_a_busy_machine_is_said_below_the_table():
     row = _why.LayerTime("fc", "Linear", (80, 40), (4.0, 1.0), (10, 10))
     quiet = _why.Why((row,), (80, 40), (5.0, 2.0), 1, "1 thread of the CPU", interrupted=0.2)

@@ -673,3 +673,36 @@ def test_a_gradient_that_is_differentiated_again_stays_in_the_graph():
             return torch.autograd.grad(slope.square().sum(), [model[2].weight])[0]
 
     assert torch.equal(penalty(True), penalty(False))
+
+
+@pytest.mark.parametrize("around", [True, False], ids=["the wrapper is held", "the model is held"])
+def test_masks_hold_through_data_parallel(around):
+    """Without several GPUs the wrapper calls its model as it is."""
+    torch.manual_seed(0)
+    model, inputs = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(8, 4)
+    masks = sc.prune(model, "magnitude", budget=0.5)
+    wrapped = nn.DataParallel(model)
+    state = {name: torch.ones_like(value) for name, value in wrapped.state_dict().items()}
+    optimizer = torch.optim.AdamW(wrapped.parameters(), lr=0.1, weight_decay=0.1)
+
+    def gone(tensor_of):
+        return all(
+            bool((tensor_of(model.get_parameter(name))[~mask] == 0).all()) for name, mask in masks.items()
+        )
+
+    with sc.hold(wrapped if around else model, masks, optimizer) as held:
+        for _ in range(3):
+            optimizer.zero_grad()
+            wrapped(inputs).square().sum().backward()
+            optimizer.step()
+            assert gone(lambda weight: weight)
+            assert gone(lambda weight: weight.grad)
+            assert gone(lambda weight: optimizer.state[weight]["exp_avg"])
+        wrapped.load_state_dict(state)
+        assert gone(lambda weight: weight)
+        model[0].weight = nn.Parameter(torch.ones(6, 4))
+        wrapped(inputs)
+        assert gone(lambda weight: weight)
+    assert held.steps == 3
+    assert not model._forward_pre_hooks
+    assert not wrapped._forward_pre_hooks

@@ -217,6 +217,7 @@ def no_longer_by_parametrize(layer: nn.Module) -> None:
 MOVES = {
     "parametrize": (by_parametrize, no_longer_by_parametrize),
     "prune": (lambda layer: prune.identity(layer, "weight"), lambda layer: prune.remove(layer, "weight")),
+    "spectral_norm": (nn.utils.spectral_norm, nn.utils.remove_spectral_norm),
 }
 
 
@@ -255,6 +256,89 @@ def test_a_parameter_that_is_replaced_under_its_other_name_is_held(how, moved_be
         replaced_original(model[0])
     model(INPUTS)
     assert bool((model[0].weight[~mask] == 0).all())
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["a step between", "at once"])
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_tied_parameter_that_is_moved_in_one_place_and_replaced_there_is_held(at, seen, monkeypatch):
+    """The parameter of before is still in the other place, where its mask is held as well."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    model[2].weight = model[0].weight
+    mask = torch.rand(4, 4) > 0.5
+    with sc.hold(model, sc.Masks({"0.weight": mask, "2.weight": mask})) as held:
+        collected = []
+        collect = held._collect
+        monkeypatch.setattr(held, "_collect", lambda: collected.append(collect()))
+        by_parametrize(model[at])
+        if seen:
+            step(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        assert not collected  # the same parameter in the same place
+        model[at].parametrizations.weight.original = nn.Parameter(torch.ones(4, 4))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+        for _ in range(3):
+            step(model, optimizer)
+            assert all(bool((model[i].weight[~mask] == 0).all()) for i in (0, 2))
+        assert len(collected) == 1  # once for the change, and not again in every step
+        no_longer_by_parametrize(model[at])
+        model[at].weight = nn.Parameter(torch.ones(4, 4))
+        step(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        assert all(bool((model[i].weight[~mask] == 0).all()) for i in (0, 2))
+
+
+class Both(nn.Module):
+    """A layer that calls a parameter of its own as `torch.nn.utils.prune` calls the one that it moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.weight_orig = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
+
+
+@pytest.mark.parametrize(("masked", "other"), [("weight", "weight_orig"), ("weight_orig", "weight")])
+def test_a_parameter_of_its_own_is_not_taken_for_one_that_moved(masked, other):
+    model = Both()
+    with sc.hold(model, {masked: torch.eye(2) > 0}):
+        delattr(model, masked)  # for a while, as to train codebooks
+        torch.optim.SGD(model.parameters(), lr=0.0).step()
+        setattr(model, masked, nn.Parameter(torch.ones(2, 2)))
+    assert getattr(model, masked).tolist() == [[1, 0], [0, 1]]
+    assert getattr(model, other).tolist() == [[1, 1], [1, 1]]
+
+
+class Around(nn.Module):
+    """A module around a layer, as LoRA has it."""
+
+    def __init__(self, layer: nn.Module, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.add_module(name, layer)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._modules[self.name](x)
+
+
+@pytest.mark.parametrize("how", [*MOVES, "replaced"])
+@pytest.mark.parametrize("name", ["base_layer", "base"])
+def test_a_layer_that_is_wrapped_while_it_is_held_is_followed_when_its_weight_moves(name, how):
+    model = net()
+    mask = masks_of(model)["0.weight"]
+    with sc.hold(model, {"0.weight": mask}):
+        layer = model[0]
+        model[0] = Around(layer, name)
+        step(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        for move in MOVES.get(how, ()):
+            move(layer)
+            step(model, torch.optim.SGD(model.parameters(), lr=0.1))
+            replaced_original(layer)
+            step(model, torch.optim.SGD(model.parameters(), lr=0.1))
+            model(INPUTS)
+            assert bool((layer.weight[~mask] == 0).all())
+        layer.weight = nn.Parameter(torch.ones(6, 4))
+        step(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        assert bool((layer.weight[~mask] == 0).all())
+        model[0] = layer  # and no longer wrapped
+        layer.weight = nn.Parameter(torch.ones(6, 4))
+    assert bool((layer.weight[~mask] == 0).all())
 
 
 @pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])

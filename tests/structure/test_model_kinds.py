@@ -220,6 +220,7 @@ def test_spectral_norm_of_convolutions_is_cut_on_both_sides_and_trains_on(iterat
     found = sc.explain(model, X, budget=0.5)
     assert [(row.count, row.removed) for row in found.groups] == [(8, 4), (8, 4)]
     assert "no rule" not in str(found)
+    assert "folded" not in str(found)  # the places of a kernel hold no channels
     masks = sc.prune(model, "l2", "channel", 0.5, example=X)
     small = sc.shrink(model, masks, X, proof=sc.ProofOptions(every=True))
     assert small.proof.holds
@@ -235,6 +236,57 @@ def test_spectral_norm_of_convolutions_is_cut_on_both_sides_and_trains_on(iterat
             each(X)
         each.eval()
     torch.testing.assert_close(small.model(X), model(X))
+
+
+def test_spectral_norm_of_transposed_convolutions_is_cut_on_both_sides() -> None:
+    """Their outputs are on axis 1, which is the first of the matrix whose norm is taken."""
+    torch.manual_seed(0)
+    spectral = parametrizations.spectral_norm
+    up = [spectral(nn.ConvTranspose2d(ins, outs, 3, stride=2)) for ins, outs in ((3, 8), (8, 6))]
+    model = nn.Sequential(up[0], nn.ReLU(), up[1], nn.ReLU(), nn.Conv2d(6, 2, 1)).eval()
+    found = sc.explain(model, X)
+    assert [(row.name, row.count) for row in found.groups] == [
+        ("0.parametrizations.weight", 8),
+        ("2.parametrizations.weight", 6),
+    ]
+    assert "folded" not in str(found)
+    masks = sc.prune(model, "l2", "channel", 0.5, example=X)
+    small = sc.shrink(model, masks, X, proof=sc.ProofOptions(every=True))
+    assert small.proof.holds
+    weights = [small.model[index].parametrizations.weight for index in (0, 2)]
+    assert [tuple(each.original.shape) for each in weights] == [(3, 4, 3, 3), (4, 3, 3, 3)]
+    sizes = [[tuple(buffer.shape) for buffer in each[0].buffers()] for each in weights]
+    assert sizes == [[(4,), (27,)], [(3,), (36,)]]
+    masks.apply_(model)
+    for each in (model, small.model):
+        each.train()
+        for _ in range(3):
+            each(X)
+        each.eval()
+    torch.testing.assert_close(small.model(X), model(X))
+
+
+class Doubled(nn.Module):
+    """A parametrization that knows its width."""
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return 2 * weight if len(weight) == 8 else weight.exp()
+
+
+def test_a_lock_that_shrink_meets_inside_a_parametrization_says_how_to_fold_it() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 6), nn.Linear(6, 2)).eval(), torch.randn(3, 4)
+    nn.utils.parametrize.register_parametrization(model[0], "weight", Doubled())
+    half = {"0.parametrizations.weight.original": torch.arange(8)[:, None].expand(8, 4) >= 4}
+    met = (
+        "0.parametrizations.weight.0: the forward has this width hard-coded [mul]; fold it first: "
+        "torch.nn.utils.parametrize.remove_parametrizations(model.get_submodule('0'), 'weight')"
+    )
+    with pytest.raises(sc.errors.NothingToDoError) as caught:
+        sc.shrink(model, sc.Masks(half), x)
+    assert str(caught.value) == f"no channel of Sequential can be removed: {met}"
+    both = {**half, "1.weight": torch.arange(6)[:, None].expand(6, 8) >= 3}
+    assert f"kept whole at {met}" in str(sc.shrink(model, sc.Masks(both), x)).splitlines()
 
 
 def test_a_lock_inside_a_parametrization_says_how_to_fold_it() -> None:

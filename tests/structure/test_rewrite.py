@@ -89,11 +89,13 @@ def looped(same: bool) -> nn.Module:
     return model
 
 
-X = {
-    Grouped: (torch.randn(2, 3, 16, 16), torch.randn(3, 3, 24, 20)),
-    Heads: (torch.randn(2, 5, 8), torch.randn(3, 7, 8)),
-    Halves: (torch.randn(2, 6), torch.randn(3, 7, 6)),
+CHANCE = torch.Generator().manual_seed(0)
+SHAPES = {
+    Grouped: ((2, 3, 16, 16), (3, 3, 24, 20)),
+    Heads: ((2, 5, 8), (3, 7, 8)),
+    Halves: ((2, 6), (3, 7, 6)),
 }
+X = {kind: tuple(torch.randn(shape, generator=CHANCE) for shape in shapes) for kind, shapes in SHAPES.items()}
 
 
 def halved(model: nn.Module, x: torch.Tensor) -> tuple[nn.Module, nn.Module, ShrinkPlan]:

@@ -12,7 +12,7 @@ from secateur import models, studies
 from secateur.metrics.macs import macs
 from secateur.studies.published import parse
 
-EXAMPLE = torch.rand(1, 1, 28, 28)
+EXAMPLE = torch.rand(1, 1, 28, 28, generator=torch.Generator().manual_seed(0))
 
 
 def parameters(model: torch.nn.Module) -> int:

@@ -24,8 +24,8 @@ class ErdosRenyi(Budget):
 
     So small layers stay denser than large ones. The factor is the one at which the share `sparsity` of all scored
     weights is removed; layers that would keep more than all are dense, and the others lose the difference. Each list
-    loses its share of its own units, rounded by itself. Floors and earlier masks hold, and the other lists compensate
-    for them.
+    loses its share of its own units, rounded by itself, and of channels or heads one stays, as with `PerTensor`. Floors
+    and earlier masks hold, and the other lists compensate for them.
 
     With weights of 4 x 4 (8 / 16) and 2 x 2 (4 / 4), 20 in all, half of them to remain: the second would keep 10 / 3 of
     its 4, the first 20 / 3 of its 16.

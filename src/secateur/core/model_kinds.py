@@ -17,7 +17,16 @@ from torch import nn
 from secateur.core.user_warnings import warn
 from secateur.errors import OptionError
 
-__all__ = ["HasModel", "check_kind", "check_trainer", "is_exported", "module_of", "plain_model", "unwrapped"]
+__all__ = [
+    "HasModel",
+    "check_kind",
+    "check_trainer",
+    "inside",
+    "is_exported",
+    "module_of",
+    "plain_model",
+    "unwrapped",
+]
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
@@ -144,13 +153,20 @@ def unwrapped(model: nn.Module) -> nn.Module:
     Args:
         model: The model.
     """
-    while (inner := _inside(model)) is not None:
+    while (inner := inside(model)) is not None:
         model = inner
     return model
 
 
-def _inside(model: nn.Module) -> nn.Module | None:
-    """The model that a wrapper holds; None where it is no wrapper."""
+def inside(model: nn.Module) -> nn.Module | None:
+    """The model that torch.compile, DataParallel or DistributedDataParallel holds; None where it is none of these.
+
+    Args:
+        model: The model.
+
+    >>> inside(nn.DataParallel(nn.Linear(2, 3))), inside(nn.Sequential(nn.Linear(2, 3)))
+    (Linear(in_features=2, out_features=3, bias=True), None)
+    """
     if isinstance(model, _WRAPPERS):
         inner: nn.Module = model.module
         return inner

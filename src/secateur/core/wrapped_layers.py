@@ -21,12 +21,12 @@ from typing import TypeVar
 
 from torch import nn
 
+from secateur.core.model_kinds import inside
 from secateur.core.parameters import parameters_of
 
 __all__ = ["adapters_of", "model_with", "with_earlier_names"]
 
 _HELD_AS = "base_layer"
-_INSIDE = ("module", "_orig_mod")  # DistributedDataParallel and AveragedModel; torch.compile
 T = TypeVar("T")
 
 
@@ -63,17 +63,20 @@ def model_with(model: nn.Module, names: Iterable[str]) -> nn.Module:
         known = with_earlier_names(parameters_of(inner))
         if any(name in known for name in wanted):
             return inner
-        inside = _inside(inner)
-        if inside is None:
+        part = _wide_inside(inner)
+        if part is None:
             return model
-        inner = inside
+        inner = part
 
 
-def _inside(model: nn.Module) -> nn.Module | None:
-    """The model that a wrapper holds, by the wrapper's name for it or as its only part; None where there is none."""
-    for name in _INSIDE:
-        if isinstance(found := getattr(model, name, None), nn.Module):
-            return found
+def _wide_inside(model: nn.Module) -> nn.Module | None:
+    """The model that any module around it holds: a wrapper of torch's, one that calls it `module`, as AveragedModel
+    does, or one whose only part it is; None where there is none.
+    """
+    if (found := inside(model)) is not None:
+        return found
+    if isinstance(found := getattr(model, "module", None), nn.Module):
+        return found
     parts = list(model.children())
     return parts[0] if len(parts) == 1 and not any(True for _ in model.parameters(recurse=False)) else None
 

@@ -270,11 +270,17 @@ def _calls(model: nn.Module, example: Example) -> dict[str, _Call]:
 def _run(one: _Call, device: torch.device, shares: list[float] | None = None) -> Callable[[], float]:
     """A function that makes one reading of a layer, in milliseconds of all its runs in one pass.
 
-    On the CPU a reading lasts as long as it would have with the largest share of the processor seen so far, at least
-    one whole core, where the processor was taken away during it: threads that are idle by themselves cost time by the
+    On the CPU a reading lasts as long as it would have with the layer's usual share of the processor, at least one
+    whole core, where the processor was taken away during it: threads that are idle by themselves cost time by the
     clock. `shares` gets the share of that in each reading, 1 where nothing was taken.
     """
-    best = 1.0  # cores that worked at a time, at most
+    threads = float(torch.get_num_threads())
+    worked = [1.0]  # cores that worked at a time, in each reading
+    quiet = list[float]()  # the same, where nothing was taken
+
+    def usual() -> float:
+        """Several threads wait for each other more in some readings than in others: one switch says little then."""
+        return max(1.0, statistics.median(quiet)) if quiet and threads > 1 else max(worked)
 
     def passes(count: int) -> tuple[float, float]:
         """Seconds of a pass: by the clock, and those that the processor worked for this process."""
@@ -292,17 +298,19 @@ def _run(one: _Call, device: torch.device, shares: list[float] | None = None) ->
     count = max(1, int(_SHORTEST / max(shortest, 1e-9)))
 
     def reading() -> float:
-        nonlocal best
         with evaluating(one.module):
             _, before = switches()
             clock, own = passes(count)
             taken = switches()[1] > before
         if device.type == "cpu" and own > 0:
-            best = max(best, min(own / clock, float(torch.get_num_threads())))
+            cores = min(own / clock, threads)
+            worked.append(cores)
+            if not taken:
+                quiet.append(cores)
             if shares is not None:
-                shares.append(own / clock / best if taken else 1.0)
+                shares.append(own / clock / usual() if taken else 1.0)
             if taken:
-                clock = min(clock, own / best)
+                clock = min(clock, own / usual())
         return clock * 1e3 * one.times
 
     return reading

@@ -266,9 +266,10 @@ class Held:
         places: list[Places] = []
         shapes = {name: self.masks.shape(name) for name in self.masks}
         for at, model in enumerate((self.model, *self.copies)):
-            named = named_now(model, shapes, self._places[at].parameters if self._places else None)
+            named = named_now(model, shapes, self._places[at].named if self._places else None)
             places.append(Places(model, named))
-            for name, parameter in named.items():
+            for name, each in named.items():
+                parameter = each.parameter
                 removed = sharded_like(parameter, ~self.masks[name].to(parameter.device))
                 if id(parameter) in found:
                     found[id(parameter)].removed |= removed

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -25,7 +26,20 @@ from secateur.core.parameters import parameters_of
 from secateur.core.wrapped_layers import with_earlier_names
 from secateur.errors import MaskMismatchError
 
-__all__ = ["Places", "called_with_others", "named_now"]
+__all__ = ["Named", "Places", "called_with_others", "named_now"]
+
+
+@dataclass(frozen=True)
+class Named:
+    """A parameter that a mask names, and where it stands.
+
+    Attributes:
+        parameter: The parameter.
+        at: Its name, as it is before torch moves the parameter for `parametrize` or `prune`.
+    """
+
+    parameter: nn.Parameter
+    at: str
 
 
 class Places:
@@ -33,16 +47,15 @@ class Places:
 
     Args:
         model: The model.
-        parameters: Parameters of it by name, also by names from before layers were wrapped.
+        named: What `named_now` found in it.
     """
 
-    def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]):
-        self.parameters = parameters
-        names = with_earlier_names({name: name for name in parameters_of(model)})
+    def __init__(self, model: nn.Module, named: Mapping[str, Named]):
+        self.named = named
         modules: dict[tuple[int, str], tuple[nn.Module, str, nn.Module]] = {}
         self._parameters: list[tuple[nn.Module, str, nn.Parameter]] = []
-        for name, parameter in parameters.items():
-            *path, leaf = _before_moving(names.get(name, name)).split(".")
+        for each in named.values():
+            *path, leaf = each.at.split(".")
             module = model
             for key in path:
                 below = module._modules.get(key)
@@ -51,11 +64,8 @@ class Places:
                 modules[id(module), key] = module, key, below
                 module = below
             else:
-                plain = leaf.removesuffix("_orig")
-                if not (leaf in module._parameters and plain in module._parameters):
-                    leaf = plain
                 if _standing(module, leaf) is not None:
-                    self._parameters.append((module, leaf, parameter))
+                    self._parameters.append((module, leaf, each.parameter))
         self._modules = list(modules.values())
 
     def changed(self) -> bool:
@@ -72,42 +82,64 @@ class Places:
 def named_now(
     model: nn.Module,
     shapes: Mapping[str, tuple[int, ...]],
-    before: Mapping[str, nn.Parameter] | None = None,
-) -> dict[str, nn.Parameter]:
+    before: Mapping[str, Named] | None = None,
+) -> dict[str, Named]:
     """The parameters that have these names now.
 
     Args:
         model: The model.
         shapes: The shapes of the masks, by name.
-        before: What had the names before. It counts where something stands in its place for a while only, and where it
-            has another name by now, as `torch.nn.utils.parametrize` and `torch.nn.utils.prune` give it. What was put in
-            its place under that name is found as well.
+        before: What had the names before. Where a name is gone, what stands in the place of before is meant, also as
+            `torch.nn.utils.parametrize` and `torch.nn.utils.prune` name it; and where nothing stands there, the
+            parameter itself, by the name that it has now. It counts too where something stands in its place for a
+            while only.
 
     Raises:
         MaskMismatchError: A name has no parameter any more, or one of another shape.
     """
-    parameters = with_earlier_names(parameters_of(model))
-    known = {id(parameter) for parameter in parameters.values()}
-    found: dict[str, nn.Parameter] = {}
+    parameters = parameters_of(model)
+    names = with_earlier_names({name: name for name in parameters})
+    found: dict[str, Named] = {}
     for name, shape in shapes.items():
-        now, held = parameters.get(name), (before or {}).get(name)
-        if held is not None and (id(held) in known if now is None else _lent(now, held)):
-            now = held
-        if now is None and held is not None:
-            now = next((parameters[other] for other in _moved_to(name) if other in parameters), None)
+        held = (before or {}).get(name)
+        now = _found(model, parameters, names, name, held)
         if now is None:
             raise MaskMismatchError(
                 f"mask of {name!r}: {type(model).__name__} lost this parameter while it was held; end the hold before "
                 "layers are taken out or get other names"
             )
-        if tuple(now.shape) != shape:
+        if held is not None and _lent(now.parameter, held.parameter):
+            now = replace(now, parameter=held.parameter)
+        if tuple(now.parameter.shape) != shape:
             raise MaskMismatchError(
                 f"mask of {name!r}: the parameter of {type(model).__name__} was replaced while it was held: expected "
-                f"shape {shape} as the mask has, got {tuple(now.shape)}; end the hold first, and hold the new one with "
-                "masks that are made for it"
+                f"shape {shape} as the mask has, got {tuple(now.parameter.shape)}; end the hold first, and hold the "
+                "new one with masks that are made for it"
             )
         found[name] = now
     return found
+
+
+def _found(
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    names: Mapping[str, str],
+    name: str,
+    held: Named | None,
+) -> Named | None:
+    """What a name means now: by the name, else by its place of before, else by the parameter of before."""
+    if name in names:
+        return Named(parameters[names[name]], _before_moving(model, names[name]))
+    if held is None:
+        return None
+    for other in _moved_to(model, held.at):
+        if other in parameters:  # first: a tied parameter is elsewhere too, and that is another place
+            return Named(parameters[other], held.at)
+    others = [other for other, parameter in parameters.items() if parameter is held.parameter]
+    if not others:
+        return None
+    around = [other for other in others if _wrapped_form(name, other)]
+    return Named(held.parameter, _before_moving(model, (around or others)[0]))
 
 
 def _standing(module: nn.Module, key: str) -> torch.Tensor | None:
@@ -115,7 +147,9 @@ def _standing(module: nn.Module, key: str) -> torch.Tensor | None:
     own = module._parameters
     if (now := own.get(key)) is not None:
         return now
-    return _parametrized(module, key).get("original", own.get(f"{key}_orig"))
+    if (original := _parametrized(module, key).get("original")) is not None:
+        return original
+    return own.get(f"{key}_orig") if _by_hook(module, key) else None
 
 
 def _split(module: nn.Module, key: str) -> bool:
@@ -131,23 +165,64 @@ def _parametrized(module: nn.Module, key: str) -> Mapping[str, torch.Tensor | No
     return found._parameters if found is not None else {}
 
 
-def _before_moving(name: str) -> str:
-    """The name of a parameter that `torch.nn.utils.parametrize` moved.
+def _by_hook(module: nn.Module | None, key: str) -> bool:
+    """Whether a hook of `torch.nn.utils.prune`, or the older `spectral_norm`, computes this weight from `{key}_orig`.
 
-    >>> _before_moving("0.parametrizations.weight.original")
+    A module's own parameter may be called `weight_orig` as well.
+    """
+    return module is not None and any(
+        type(hook).__module__.startswith("torch.nn.utils.")
+        and key in (getattr(hook, "_tensor_name", None), getattr(hook, "name", None))
+        for hook in module._forward_pre_hooks.values()
+    )
+
+
+def _before_moving(model: nn.Module, name: str) -> str:
+    """The name of a parameter before `torch.nn.utils.parametrize` or `torch.nn.utils.prune` moved it.
+
+    >>> _before_moving(nn.Identity(), "0.parametrizations.weight.original")
     '0.weight'
     """
     *path, lists, key, last = ["", "", *name.split(".")]
-    return ".".join([*path[2:], key]) if (lists, last) == ("parametrizations", "original") else name
+    if (lists, last) == ("parametrizations", "original"):
+        return ".".join([*path[2:], key])
+    start, leaf = _parted(name)
+    plain = leaf.removesuffix("_orig")
+    moved = plain != leaf and _by_hook(_module_at(model, start), plain)
+    return start + plain if moved else name
 
 
-def _moved_to(name: str) -> Iterator[str]:
-    """The other names that torch gives a parameter which it moves, and the name that it gives back."""
-    path, dot, leaf = _before_moving(name).rpartition(".")
-    leaf = leaf.removesuffix("_orig")
-    yield from (
-        f"{path}{dot}{other}" for other in (leaf, f"parametrizations.{leaf}.original", f"{leaf}_orig")
-    )
+def _moved_to(model: nn.Module, name: str) -> Iterator[str]:
+    """The names that a parameter may have now: its own, and those that torch gives one which it moves."""
+    start, leaf = _parted(name)
+    yield name
+    yield f"{start}parametrizations.{leaf}.original"
+    if _by_hook(_module_at(model, start), leaf):
+        yield f"{name}_orig"
+
+
+def _parted(name: str) -> tuple[str, str]:
+    """The path of a parameter's module with its last dot, and its name there."""
+    path, dot, leaf = name.rpartition(".")
+    return path + dot, leaf
+
+
+def _module_at(model: nn.Module, start: str) -> nn.Module | None:
+    """The module of a path that ends in a dot; None where the model names its parameters in its own way."""
+    module: nn.Module | None = model
+    for key in start.split(".")[:-1]:
+        module = module._modules.get(key) if module is not None else None
+    return module
+
+
+def _wrapped_form(name: str, other: str) -> bool:
+    """Whether a name is another with parts put in between, as a module around a layer puts them.
+
+    >>> _wrapped_form("q.weight", "q.base.weight"), _wrapped_form("q.weight", "k.weight")
+    (True, False)
+    """
+    parts = iter(other.split("."))
+    return all(part in parts for part in name.split("."))
 
 
 def _lent(now: torch.Tensor, held: nn.Parameter) -> bool:

@@ -244,8 +244,7 @@ def with_config(
 def _nothing(structure: Structure, model: nn.Module, locks: list[Lock]) -> str:
     text = f"no channel of {type(model).__name__} can be removed: "
     if locks:
-        said = (f"{lock.path or 'the model'}: {lock.reason} [{lock.operator}]" for lock in locks[:3])
-        text += "; ".join(said)
+        text += "; ".join(lock.text() for lock in locks[:3])
         if any(lock.reason.startswith(IN_TRAINING) for lock in locks):
             text += "; a model that is never trained is cut with proof=sc.ProofOptions(training=False)"
         return text

@@ -211,12 +211,13 @@ def _lock_rows(structure: Structure) -> tuple[LockRow, ...]:
     reason_of = np.full(labels.count, -1)
     for index in range(len(labels.locks) - 1, -1, -1):
         reason_of[linked[labels.locks[index].labels]] = index
+    taps = marked(labels.count, (lock.labels for lock in labels.locks if lock.reason == TAPS))
     held: dict[tuple[str, str, str], dict[tuple[str, int], int]] = {}
     for (name, axis), own in structure.slots.items():
         if structure.trace.parameters[name].role != "parameter":
             continue
         locked = own[structure.classes[own] == 0]
-        if not locked.size:
+        if not locked.size or taps[locked].all():  # an axis that holds no channels, whatever else locks it
             continue
         which, counts = np.unique(reason_of[linked[locked]], return_counts=True)
         for index, count in zip(which, counts):

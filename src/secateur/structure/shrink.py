@@ -106,10 +106,7 @@ class Shrunk:
             f"layers kept of {container or 'the model'}: {', '.join(keys) or 'none'}"
             for container, keys in self.plan.layers.items()
         ]
-        lines += [
-            f"kept whole at {lock.path or 'the model'}: {lock.reason} [{lock.operator}]"
-            for lock in self.locked
-        ]
+        lines += [f"kept whole at {lock.text()}" for lock in self.locked]
         if self.unsaid:
             lines.append(
                 f"from_pretrained alone cannot load it: {self.unsaid}; write it with sc.save_pretrained, which adds a "

@@ -38,6 +38,15 @@ class Lock:
     path: str = ""
     op: int = -1
 
+    def text(self) -> str:
+        """Where it is met, why and by which operator, and how to fold a parametrization that meets it.
+
+        >>> Lock(np.zeros(0, int), "the forward has this width hard-coded", "mul", "fc").text()
+        'fc: the forward has this width hard-coded [mul]'
+        """
+        hint = "" if self.operator == "proof" else fold_first(self.path)  # there the path names a group
+        return f"{self.path or 'the model'}: {self.reason} [{self.operator}]{hint}"
+
 
 def fold_first(path: str) -> str:
     """What to do about a lock that is met where a parametrization computes a weight; empty elsewhere.

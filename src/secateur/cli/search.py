@@ -123,10 +123,13 @@ def _plain(found: TrialSearchResult) -> dict[str, object]:
     """The result as plain data, with trials also counted from 1, as in the table."""
     from dataclasses import asdict
 
-    return {
-        part: [{**asdict(one), "trial_number": one.number + 1} for one in getattr(found, part)]
-        for part in ("tried", "front")
-    }
+    return {part: [_numbered(asdict(one)) for one in getattr(found, part)] for part in ("tried", "front")}
+
+
+def _numbered(trial: dict[str, object]) -> dict[str, object]:
+    """A trial by its two numbers."""
+    number = int(str(trial.pop("number")))
+    return {"trial": number, "trial_number": number + 1, **trial}
 
 
 def _show(found: TrialSearchResult, axes: list[str], objectives: list[str]) -> None:

@@ -78,6 +78,22 @@ def test_search_runs_a_recipe_with_code_that_is_allowed(secateur, recipe):
     assert [(one["trial"], one["trial_number"]) for one in tried] == [(0, 1)]
 
 
+def test_a_search_without_a_result_is_an_error(secateur, recipe):
+    pytest.importorskip("optuna", reason="OPTUNA IS NOT INSTALLED: the search is not tested here")
+    words = ("search", recipe, "--allow-code", "--maximize", "sparsity", "--trials", "2", "-q", "--json")
+    code, out, err = secateur(*words, "--over", "prune.budget=0.1,0.3", "--floor", "accuracy=2")
+    assert code == 3
+    assert json.loads(out)["front"] == []
+    assert "none of 2 trials has values, so there is no front; trial 1: stopped: accuracy " in err
+    assert " is below 2; lower --floor" in err
+    code, out, err = secateur(
+        *words, "--name", "b", "--over", "prune2.budget=0.1,0.3"
+    )  # less than the step before removes
+    assert code == 1, err
+    assert "none of 2 trials has values" in err
+    assert "secateur runs and secateur show" in err
+
+
 def test_a_comparison_is_shown_before_it_runs_and_its_models_are_written(secateur, recipe):
     words = ("compare", recipe, "--allow-code", "--methods", "magnitude,random", "--seeds", "1", "-q")
     code, out, err = secateur(*words, "--dry-run")

@@ -23,7 +23,7 @@ from secateur.cli.options import (
 )
 from secateur.cli.output import print_json, show_table
 from secateur.core.terminal import say
-from secateur.errors import OptionError
+from secateur.errors import BudgetNotMetError, OptionError, SecateurError
 
 if TYPE_CHECKING:
     from secateur.lab.searching import TrialSearchResult
@@ -117,6 +117,24 @@ def search(
                 "on this machine; secateur run with its values computes it again",
                 error=True,
             )
+    _raise_without_result(found)
+
+
+def _raise_without_result(found: TrialSearchResult) -> None:
+    """A search none of whose trials has values has failed, whatever else it wrote."""
+    if found.front or not found.tried:
+        return
+    first = found.tried[0]
+    below = all(one.why.startswith("stopped: ") for one in found.tried)
+    kind = BudgetNotMetError if below else SecateurError
+    raise kind(
+        f"none of {len(found.tried)} trials has values, so there is no front; trial {first.number + 1}: {first.why}; "
+        + (
+            "lower --floor or let --over reach further"
+            if below
+            else "secateur runs and secateur show have all of them"
+        )
+    )
 
 
 def _plain(found: TrialSearchResult) -> dict[str, object]:

@@ -520,7 +520,7 @@ def test_a_command_that_is_ended_by_a_signal_leaves_with_its_code_and_can_be_con
         preexec_fn=lambda: signal.signal(getattr(signal, name), signal.SIG_DFL),
     )
     files = tmp_path / "store"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not any(files.rglob("*.ckpt")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(getattr(signal, name))

@@ -21,7 +21,11 @@ def test_studies_are_listed(secateur) -> None:
     for name in studies.names():
         assert name in out
     code, out, _ = secateur("list", "studies", "--json")
-    assert [row["name"] for row in json.loads(out)["studies"]] == studies.names()
+    listed = json.loads(out)["studies"]
+    assert [row["name"] for row in listed] == studies.names()
+    own = json.loads(secateur("study", "--list", "--json")[1])["studies"]
+    assert [(row["name"], row["about"]) for row in own] == [(row["name"], row["about"]) for row in listed]
+    assert own[0]["scales"]
 
 
 def test_a_study_that_is_not_there_is_a_usage_error(secateur) -> None:

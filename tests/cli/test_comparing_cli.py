@@ -48,7 +48,7 @@ def test_compare_prints_strict_json_and_says_what_it_varied(secateur, recipe):
         "compare", recipe, "--allow-code", "--methods", "magnitude,random", "--seeds", "1", "--json", "-q"
     )
     assert code == 0, err
-    rows = json.loads(out, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    rows = json.loads(out, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))["methods"]
     assert [row["method"] for row in rows] == ["magnitude", "random", "dense"]
     assert [(row["p"], row["raw_p"], row["low"]) for row in rows] == [(None, None, None)] * 3
     assert [(row["macs"], row["macs_nonzero"]) for row in rows] == [(96, 24), (96, 24), (96, 96)]
@@ -73,7 +73,25 @@ def test_search_runs_a_recipe_with_code_that_is_allowed(secateur, recipe):
     assert "say --allow-code" in err
     code, out, err = secateur(*words, "--allow-code", "--device", "cpu", "--json")
     assert code == 0, err
-    assert [bool(one["values"]) for one in json.loads(out)["tried"]] == [True]
+    tried = json.loads(out)["tried"]
+    assert [bool(one["values"]) for one in tried] == [True]
+    assert [(one["trial"], one["trial_number"]) for one in tried] == [(0, 1)]
+
+
+def test_a_search_without_a_result_is_an_error(secateur, recipe):
+    pytest.importorskip("optuna", reason="OPTUNA IS NOT INSTALLED: the search is not tested here")
+    words = ("search", recipe, "--allow-code", "--maximize", "sparsity", "--trials", "2", "-q", "--json")
+    code, out, err = secateur(*words, "--over", "prune.budget=0.1,0.3", "--floor", "accuracy=2")
+    assert code == 3
+    assert json.loads(out)["front"] == []
+    assert "none of 2 trials has values, so there is no front; trial 1: stopped: accuracy " in err
+    assert " is below 2; lower --floor" in err
+    code, out, err = secateur(
+        *words, "--name", "b", "--over", "prune2.budget=0.1,0.3"
+    )  # less than the step before removes
+    assert code == 1, err
+    assert "none of 2 trials has values" in err
+    assert "secateur runs and secateur show" in err
 
 
 def test_a_comparison_is_shown_before_it_runs_and_its_models_are_written(secateur, recipe):

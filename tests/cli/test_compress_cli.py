@@ -51,7 +51,7 @@ def test_the_smallest_file_as_plain_data(secateur, tmp_path):
     assert code == 0, err
     found = json.loads(out)
     assert found["goal"] == "small"
-    assert found["file_bytes"] == (tmp_path / "s.sct").stat().st_size == found["attempts"][0]["bytes"]
+    assert found["file_bytes"] == (tmp_path / "s.sct").stat().st_size == found["attempts"][0]["file_bytes"]
     assert {row["context"]["variant"] for row in found["measurements"]} == {"dense", "result"}
 
 

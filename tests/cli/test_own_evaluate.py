@@ -59,7 +59,7 @@ NET = ("judged_here:net", "--input", "1,4")
 def test_measure_takes_a_judgement_and_data_of_ones_own(call):
     code, out, _ = call("measure", *NET, "--evaluate", "judged_here:width", "--what", "accuracy", "--json")
     assert code == 0
-    assert [(row["name"], row["value"]) for row in json.loads(out)] == [("girth", 16)]
+    assert [(row["name"], row["value"]) for row in json.loads(out)["measurements"]] == [("girth", 16)]
     code, out, _ = call(
         "measure",
         *NET,
@@ -71,10 +71,10 @@ def test_measure_takes_a_judgement_and_data_of_ones_own(call):
         "accuracy",
         "--json",
     )
-    assert [(row["name"], row["value"]) for row in json.loads(out)] == [("score", 10)]
+    assert [(row["name"], row["value"]) for row in json.loads(out)["measurements"]] == [("score", 10)]
     code, out, _ = call("measure", *NET, "--data", "judged_here:rows", "--what", "accuracy", "--json")
-    assert [row["name"] for row in json.loads(out)] == ["accuracy", "loss"]
-    definition = json.loads(out)[0]["definition"]
+    assert [row["name"] for row in json.loads(out)["measurements"]] == ["accuracy", "loss"]
+    definition = json.loads(out)["measurements"][0]["definition"]
     assert definition == "accuracy on the 10 test inputs of judged_here:rows (4), as they are"
     code, _, error = call("measure", *NET, "--evaluate", "judged_here:counted", "--what", "accuracy")
     assert code == 2

@@ -431,7 +431,7 @@ def test_inspect_accounts_for_every_byte(tmp_path: Path) -> None:
     assert sum(row.size for row in report.rows) < report.size
     assert all(sum(row.parts.values()) <= row.size for row in report.rows)
     again = json.loads(report.to_json())
-    assert again["size"] == report.size
+    assert again["file_bytes"] == report.size
     assert again["parts"] == report.parts
     table = str(report)
     for word in ("conv.weight", "16x8x3x3", "checksums", "entropy bound", "formula", "on disk"):

@@ -58,6 +58,7 @@ def test_report_of_a_stored_run(store: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["report", "--store", str(store), "--out", str(tmp_path), "--json"])
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
+    assert (Path(told["file"]).name, told["file_bytes"]) == ("index.html", Path(told["file"]).stat().st_size)
     assert all(Path(path).is_file() for path in told["files"])
     names = {Path(path).name for path in told["files"]}
     assert {"index.html", "network.svg", "widths.png", "weight-histograms.svg", "file-bytes.png"} <= names

@@ -111,7 +111,7 @@ def _plain(found: AutoResult) -> dict[str, object]:
         {"keep": t.keep, "accuracy": t.accuracy, "holds": t.holds, "why": t.why} for t in found.attempts
     ]
     final = [item.to_dict() for item in found.final]
-    return {"dense": found.dense, "limit": found.limit, "tries": attempts, "final": final}
+    return {"dense": found.dense, "limit": found.limit, "attempts": attempts, "final": final}
 
 
 VERBS = (auto,)

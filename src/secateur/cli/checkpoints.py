@@ -169,7 +169,7 @@ def print_written(done: RewrittenCheckpoint, output: ProgressFlags, summary: str
         print_json(
             {
                 "file": str(done.path),
-                "bytes": done.size,
+                "file_bytes": done.size,
                 "source_bytes": done.source,
                 "left_out": list(done.left_out),
                 "tensors": list(done.rows),

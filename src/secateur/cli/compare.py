@@ -84,7 +84,7 @@ def _show(found: MethodComparison, seeds: int, json: bool) -> None:
     """Print the table, and what its columns mean."""
     if json:
         shown = (*found.rows, *([found.dense] if found.dense else []))
-        print_json([{**asdict(row), "verdict": row.verdict} for row in shown])
+        print_json({"methods": [{**asdict(row), "verdict": row.verdict} for row in shown]})
     else:
         head, rows = found.table()
         show_table(head, rows)

@@ -196,7 +196,13 @@ def compress(
 def _plain(found: Compressed) -> dict[str, object]:
     """The result as plain data."""
     attempts = [
-        {"keep": one.keep, "accuracy": one.accuracy, "holds": one.holds, "bytes": one.bytes, "why": one.why}
+        {
+            "keep": one.keep,
+            "accuracy": one.accuracy,
+            "holds": one.holds,
+            "file_bytes": one.bytes,
+            "why": one.why,
+        }
         for one in found.attempts
     ]
     rows = [*found.before.within({"variant": "dense"}), *found.after.within({"variant": "result"})]

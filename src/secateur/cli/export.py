@@ -183,7 +183,7 @@ def _print(done: Exported, found: Sequence[Measurement], as_json: bool) -> None:
             {
                 "file": str(done.path),
                 "format": done.format,
-                "bytes": done.size,
+                "file_bytes": done.size,
                 "error": done.error,
                 "notes": list(done.notes),
                 "measurements": [item.to_dict() for item in found],
@@ -227,7 +227,7 @@ def _folder(net: nn.Module, out: Path, example: Any, source: Path | None, as_jso
     """Write a Hugging Face model as a folder that transformers loads."""
     done = write_folder(net, out, example, source)
     if as_json:
-        print_json({"folder": str(out), "form": done.form, "bytes": done.size, "error": done.error})
+        print_json({"folder": str(out), "form": done.form, "folder_bytes": done.size, "error": done.error})
     else:
         say(done)
 

@@ -102,7 +102,7 @@ def pack(
         print_json(
             {
                 "file": str(done.path),
-                "bytes": done.size,
+                "file_bytes": done.size,
                 "source_bytes": done.source,
                 "ratio": done.ratio,
                 "left_out": list(done.left_out),
@@ -137,7 +137,7 @@ def _pack_on_images(
     shared = share(net, flags.bits, data=calibration.inputs(net, model.folder()), options=options)
     size, before = save(shared.model, target).size, source.stat().st_size
     if output.json:
-        print_json({"file": str(target), "bytes": size, "source_bytes": before, "ratio": before / size})
+        print_json({"file": str(target), "file_bytes": size, "source_bytes": before, "ratio": before / size})
         return
     say(f"{target}: {size:,} bytes from {before:,} ({before / size:.2f}x)")
 
@@ -167,7 +167,7 @@ def unpack(
     with progress_bar(output.quiet) as on_progress:
         done = write(_existing(source), target, progress=on_progress, workers=workers, max_bytes=max_bytes)
     if output.json:
-        print_json({"file": str(done.path), "bytes": done.size, "source_bytes": done.source})
+        print_json({"file": str(done.path), "file_bytes": done.size, "source_bytes": done.source})
         return
     say(f"{done.path}: {done.size:,} bytes, {done.tensors} tensors")
 

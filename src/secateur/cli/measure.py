@@ -74,7 +74,7 @@ def measure(model: InputFlags, flags: MeasureFlags, device: Device = None, *, ou
     gain = _against_dense(net, model, flags, where) if flags.explained and flags.timed() else None
     if output.json:
         rows = [item.to_dict() for item in Measurements(found)]
-        print_json(rows if gain is None else {"measurements": rows, "against_dense": gain})
+        print_json({"measurements": rows} if gain is None else {"measurements": rows, "against_dense": gain})
         return
     show_table(["measure", "value", "definition"], list(found.rows()), right=(1,))
     for item in found:

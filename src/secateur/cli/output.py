@@ -10,8 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from secateur.core.json_text import finite
 from secateur.core.terminal import printable, say, shows_bars, unmarked
@@ -21,8 +20,13 @@ __all__ = ["print_json", "progress_bar", "show_table"]
 OnProgress = Callable[[int, int, str], None]
 
 
-def print_json(value: Any) -> None:
-    """Print plain data as strict JSON, NaN as null; what is not printable is written as JSON writes its code."""
+def print_json(value: Mapping[str, object]) -> None:
+    """Print one object of plain data as strict JSON, NaN as null; what is not printable is written as JSON writes its
+    code.
+
+    A list has a name in it (`measurements`, `runs`), so that more can stand beside it later; a file that was written is
+    `file` with `file_bytes`, a folder `folder` with `folder_bytes`; `trial` counts from 0, and `trial_number` from 1.
+    """
     text = json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False)
     say("".join(each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text))
 

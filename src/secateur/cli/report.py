@@ -57,7 +57,7 @@ def report(
         webbrowser.open(page.resolve().as_uri())
     if output.json:
         print_json(
-            {"page": str(page), "bytes": page.stat().st_size, "files": [str(path) for path in written]}
+            {"file": str(page), "file_bytes": page.stat().st_size, "files": [str(path) for path in written]}
         )
         return
     say(made.headline)

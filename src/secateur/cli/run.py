@@ -140,7 +140,12 @@ def show_plan(plan: RunPlan, store: Path, jobs: int, json: bool) -> None:
         names = ("trial", "step", "options", "what")
         steps: list[dict[str, object]] = [dict(zip(names, row)) for row in rows]
         for step in steps:
-            step["settings"] = plan.trials[int(str(step["trial"])) - 1].settings
+            number = int(str(step["trial"]))
+            step |= {
+                "trial": number - 1,
+                "trial_number": number,
+                "settings": plan.trials[number - 1].settings,
+            }
         print_json({"recipe": recipe.plain(), "steps": steps, "notes": notes})
         return
     say(f"{recipe.name}: {recipe.model.name} on {recipe.data.name}, seed {recipe.lab.seed}, {plan.device}")

@@ -44,7 +44,7 @@ def runs(store: StoreFolder = STORE, *, output: OutputFlags) -> None:
 
     rows = Store(store, create=False).runs()
     if output.json:
-        print_json([asdict(row) for row in rows])
+        print_json({"runs": [asdict(row) for row in rows]})
         return
     cells = [
         [

@@ -23,7 +23,7 @@ from secateur.cli.options import (
 )
 from secateur.cli.output import print_json, show_table
 from secateur.core.terminal import say
-from secateur.errors import OptionError
+from secateur.errors import BudgetNotMetError, OptionError, SecateurError
 
 if TYPE_CHECKING:
     from secateur.lab.searching import TrialSearchResult
@@ -117,16 +117,37 @@ def search(
                 "on this machine; secateur run with its values computes it again",
                 error=True,
             )
+    _raise_without_result(found)
+
+
+def _raise_without_result(found: TrialSearchResult) -> None:
+    """A search none of whose trials has values has failed, whatever else it wrote."""
+    if found.front or not found.tried:
+        return
+    first = found.tried[0]
+    below = all(one.why.startswith("stopped: ") for one in found.tried)
+    kind = BudgetNotMetError if below else SecateurError
+    raise kind(
+        f"none of {len(found.tried)} trials has values, so there is no front; trial {first.number + 1}: {first.why}; "
+        + (
+            "lower --floor or let --over reach further"
+            if below
+            else "secateur runs and secateur show have all of them"
+        )
+    )
 
 
 def _plain(found: TrialSearchResult) -> dict[str, object]:
     """The result as plain data, with trials also counted from 1, as in the table."""
     from dataclasses import asdict
 
-    return {
-        part: [{**asdict(one), "trial_number": one.number + 1} for one in getattr(found, part)]
-        for part in ("tried", "front")
-    }
+    return {part: [_numbered(asdict(one)) for one in getattr(found, part)] for part in ("tried", "front")}
+
+
+def _numbered(trial: dict[str, object]) -> dict[str, object]:
+    """A trial by its two numbers."""
+    number = int(str(trial.pop("number")))
+    return {"trial": number, "trial_number": number + 1, **trial}
 
 
 def _show(found: TrialSearchResult, axes: list[str], objectives: list[str]) -> None:

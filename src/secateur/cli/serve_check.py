@@ -43,7 +43,8 @@ def serve_check(
 
     found = check(path, allow_code=allow_code, repeats=repeats, slowest=slowest)
     if output.json:
-        print_json({**asdict(found), "path": str(found.path), "holds": found.holds})
+        plain = asdict(found)
+        print_json({"file": str(plain.pop("path")), **plain, "holds": found.holds})
     else:
         say(found)
     if not found.holds:

@@ -124,7 +124,7 @@ def _plain(found: SmallestResult) -> dict[str, object]:
     return {
         "dense": found.dense,
         "limit": found.limit,
-        "tries": [_attempt(one) for one in found.attempts],
+        "attempts": [_attempt(one) for one in found.attempts],
         "front": [_attempt(one) for one in found.front],
         "best": _attempt(found.best),
         "final": [item.to_dict() for item in found.final],
@@ -137,9 +137,9 @@ def _attempt(one: SizeAttempt) -> dict[str, object]:
 
     s = one.settings
     if isinstance(s, ByteSettings):
-        return {"target": s.target, "bytes": one.size, "accuracy": one.accuracy}
+        return {"target": s.target, "file_bytes": one.size, "accuracy": one.accuracy}
     bits = s.bits if isinstance(s.bits, int) else dict(s.bits)
-    return {"keep": s.keep, "bits": bits, "rate": s.rate, "bytes": one.size, "accuracy": one.accuracy}
+    return {"keep": s.keep, "bits": bits, "rate": s.rate, "file_bytes": one.size, "accuracy": one.accuracy}
 
 
 VERBS = (smallest,)

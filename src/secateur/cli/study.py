@@ -197,7 +197,9 @@ def _print_list(json: bool) -> None:
 
     found = [studies.read(name) for name in studies.names()]
     if json:
-        print_json([{"name": one.name, "title": one.title, "scales": list(one.scale)} for one in found])
+        print_json(
+            {"studies": [{"name": one.name, "about": one.title, "scales": list(one.scale)} for one in found]}
+        )
         return
     show_table(["study", "scales", "about"], [[one.name, ", ".join(one.scale), one.title] for one in found])
 
@@ -205,7 +207,9 @@ def _print_list(json: bool) -> None:
 def _print_plan(study: StudyPlan, store: Store | None, estimate: str, json: bool) -> None:
     """Print what a run would do, part by part."""
     if json:
-        print_json({part.name: plan.recipe.plain() for part, plan in study.parts})
+        print_json(
+            {"parts": [{"name": part.name, "recipe": plan.recipe.plain()} for part, plan in study.parts]}
+        )
         return
     for part, plan in study.parts:
         recipe = plan.recipe
@@ -263,7 +267,9 @@ def _print_plain(done: StudyResult, folder: Path | None) -> None:
             "computed": done.computed,
             "seconds": round(done.seconds, 3),
             "tables": [table.plain() for table in all_tables(done)],
-            "failures": [{"part": p, "trial": t, "error": e} for p, t, e in done.failures],
+            "failures": [
+                {"part": p, "trial": t, "trial_number": t + 1, "error": e} for p, t, e in done.failures
+            ],
             "report": str(folder) if folder is not None else None,
         }
     )

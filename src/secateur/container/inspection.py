@@ -119,9 +119,9 @@ class FileReport:
     def to_json(self) -> str:
         """Everything, as JSON."""
         out: dict[str, object] = {
-            "path": str(self.path),
+            "file": str(self.path),
             "version": self.version,
-            "size": self.size,
+            "file_bytes": self.size,
             "dense": self.dense if self.known else None,
             "ratio": self.ratio,
             "entropy": self.entropy,

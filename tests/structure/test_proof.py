@@ -308,6 +308,15 @@ def test_shapes_are_found_by_trying() -> None:
     assert {case.shapes for case in proof.cases} == {((2, 10), (2, 10)), ((1, 5), (1, 5)), ((2, 5), (2, 5))}
 
 
+@pytest.mark.parametrize("size", [32, 48, 63, 64, 96, 127, 128, 224])
+def test_square_images_of_every_size_are_proved_wider_and_taller(size: int) -> None:
+    """Height and width that a cut mixes up are the same number on square images."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    found = other_shapes(model, torch.zeros(1, 3, size, size))
+    assert any(shapes_of(other.example)[0][2] < shapes_of(other.example)[0][3] for other in found)
+    assert any(shapes_of(other.example)[0][2] > shapes_of(other.example)[0][3] for other in found)
+
+
 def test_the_dense_model_decides_what_is_accepted() -> None:
     """A table of positions is not looked at on meta tensors; the dense model itself refuses, and nothing is claimed."""
 

@@ -81,7 +81,7 @@ def test_what_stays_fixed_is_said_and_can_be_asked_for(tmp_path):
     done = sc.export(model, path, image)
     assert done.notes == (
         "fixed, although the model takes other sizes: axis 2 of 'image' to 8, axis 3 of 'image' to 12; "
-        "dynamic_axes={'image': [2, 3]} asks for them to be free",
+        "dynamic_axes={'image': [2, 3]} frees them, unless the forward branches on a size",
     )
     assert shapes(path) == [["batch", 3, 8, 12]]
     done = sc.export(model, path, image, dynamic_axes={"image": {2: "rows", 3: "columns"}})
@@ -113,7 +113,7 @@ def test_an_axis_that_the_code_needs_is_said_or_refused(tmp_path):
     )
     assert shapes(path) == [["batch", 6, 3]]
     path.unlink()
-    with pytest.raises(DataError, match=r"axis 1 of 'x' cannot be free: the code of Steps"):
+    with pytest.raises(DataError, match=r"axis 1 of 'x' cannot be free: the code of Steps needs to know its size, as an .if. on sizes does"):
         sc.export(model, path, x, dynamic_axes={"x": [1]})
     with pytest.raises(DataError, match=r"neither with half nor with twice the size 3 of 'x', axis 2"):
         sc.export(model, path, x, dynamic_axes={"x": [2]})

@@ -272,8 +272,8 @@ def _check_asked(model: nn.Module, example: Example, axes: _Axes, free: Sequence
     for which, axis in sorted(axes.asked - {place for each in free for place in each.places}):
         raise DataError(
             f"dynamic_axes: axis {axis} of {input_names(model, example)[which]!r} cannot be free: the code of "
-            f"{type(model).__name__} needs to know its size, or it depends on another one; leave it out, or compute "
-            "with the sizes of tensors alone (x.shape) in its forward"
+            f"{type(model).__name__} needs to know its size, as an `if` on sizes does, or it depends on another one; "
+            "leave it out, or write a forward that does the same for every size"
         )
 
 
@@ -435,7 +435,7 @@ def _notes(model: nn.Module, example: Example, axes: _Axes, free: Sequence[FreeA
     names = input_names(model, example)
     for fixed, why in (
         (axes.wanted, "the exporter or the model's code needs to know it"),
-        (axes.more, "dynamic_axes={} asks for them to be free"),
+        (axes.more, "dynamic_axes={} frees them, unless the forward branches on a size"),
     ):
         left = [place for each in fixed for place in each.places if place not in places and place[1]]
         left = [place for place in left if not has_length(tensors[place[0]])]

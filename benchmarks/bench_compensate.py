@@ -355,8 +355,8 @@ class MiniLM:
         return sc.error_shares(self.dense, self._equal, self.probes(), budget, compare=embedding)
 
     def _tuned(self, model: nn.Module, masks: sc.Masks) -> nn.Module:
-        """Gradient steps on the encoder: what `tune=` of `sc.compensate` does after least squares. In fp32, which is as
-        fast as bf16 on a processor without its instructions, and steps as small as these are not rounded away.
+        """Gradient steps on the encoder: what `tune=` of `sc.compensate` does after least squares. In fp32, as a
+        processor without instructions for bf16 emulates it many times slower.
         """
         options = sc.Tuning(passes=PASSES, lr=0.001, blocks=0.5, precision="fp32", compare=mostly_embedding)
         texts = self.texts()

@@ -91,7 +91,8 @@ def test_a_search_without_a_result_is_an_error(secateur, recipe):
     )  # less than the step before removes
     assert code == 1, err
     assert "none of 2 trials has values" in err
-    assert "secateur runs and secateur show" in err
+    assert "--json has the reason of every trial" in err
+    assert all(one["why"] for one in json.loads(out)["tried"])
 
 
 def test_a_comparison_is_shown_before_it_runs_and_its_models_are_written(secateur, recipe):

@@ -30,6 +30,8 @@ def test_a_file_that_a_verb_writes_is_named_with_its_bytes_on_disk(secateur):
     for one in found:
         assert one["file_bytes"] == Path(str(one["file"])).stat().st_size, one
         assert not {"bytes", "size", "path"} & set(one), one
+    listed = told("inspect", "in.safetensors")
+    assert (listed["file"], listed["tensor_bytes"]) == ("in.safetensors", 4 * 64 * 64)
     assert packed["source_bytes"] == Path("in.safetensors").stat().st_size
 
 

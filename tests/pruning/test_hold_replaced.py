@@ -214,7 +214,17 @@ def no_longer_by_parametrize(layer: nn.Module) -> None:
     parametrize.remove_parametrizations(layer, "weight")
 
 
+class Own(prune.BasePruningMethod):
+    """A method of a user's own, as torch documents them."""
+
+    PRUNING_TYPE = "unstructured"
+
+    def compute_mask(self, t: torch.Tensor, default_mask: torch.Tensor) -> torch.Tensor:
+        return default_mask.clone()
+
+
 MOVES = {
+    "own method": (lambda layer: Own.apply(layer, "weight"), lambda layer: prune.remove(layer, "weight")),
     "parametrize": (by_parametrize, no_longer_by_parametrize),
     "prune": (lambda layer: prune.identity(layer, "weight"), lambda layer: prune.remove(layer, "weight")),
     "spectral_norm": (nn.utils.spectral_norm, nn.utils.remove_spectral_norm),
@@ -315,6 +325,22 @@ class Around(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self._modules[self.name](x)
+
+
+def test_a_tied_layer_that_is_moved_and_then_wrapped_is_followed_to_its_own_place():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    model[2].weight = model[0].weight
+    mask = torch.rand(4, 4) > 0.5
+    with sc.hold(model, {"0.weight": mask, "2.weight": mask}):
+        layer = model[2]
+        prune.identity(layer, "weight")
+        model[2] = Around(layer, "base")
+        step(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        layer.weight_orig = nn.Parameter(torch.ones(4, 4))
+        step(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        assert bool((layer.weight_orig[~mask] == 0).all())
+        assert bool((model[0].weight[~mask] == 0).all())
 
 
 @pytest.mark.parametrize("how", [*MOVES, "replaced"])

@@ -308,7 +308,7 @@ def test_shapes_are_found_by_trying() -> None:
     assert {case.shapes for case in proof.cases} == {((2, 10), (2, 10)), ((1, 5), (1, 5)), ((2, 5), (2, 5))}
 
 
-@pytest.mark.parametrize("size", [32, 48, 63, 64, 96, 127, 128, 224])
+@pytest.mark.parametrize("size", [32, 63, 64, 84, 96, 128])
 def test_square_images_of_every_size_are_proved_wider_and_taller(size: int) -> None:
     """Height and width that a cut mixes up are the same number on square images."""
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))

@@ -272,8 +272,8 @@ def _check_asked(model: nn.Module, example: Example, axes: _Axes, free: Sequence
     for which, axis in sorted(axes.asked - {place for each in free for place in each.places}):
         raise DataError(
             f"dynamic_axes: axis {axis} of {input_names(model, example)[which]!r} cannot be free: the code of "
-            f"{type(model).__name__} needs to know its size, as an `if` on sizes does, or it depends on another one; "
-            "leave it out, or write a forward that does the same for every size"
+            f"{type(model).__name__} needs to know its size, as an `if` on sizes or a loop over one does, or it "
+            "depends on another one; leave it out, or write a forward that does the same for every size"
         )
 
 

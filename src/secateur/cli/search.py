@@ -124,16 +124,13 @@ def _raise_without_result(found: TrialSearchResult) -> None:
     """A search none of whose trials has values has failed, whatever else it wrote."""
     if found.front or not found.tried:
         return
-    first = found.tried[0]
-    below = all(one.why.startswith("stopped: ") for one in found.tried)
+    ended = [one for one in found.tried if one.why != "interrupted"] or list(found.tried)
+    below = all(one.why.startswith("stopped: ") for one in ended)
     kind = BudgetNotMetError if below else SecateurError
     raise kind(
-        f"none of {len(found.tried)} trials has values, so there is no front; trial {first.number + 1}: {first.why}; "
-        + (
-            "lower --floor or let --over reach further"
-            if below
-            else "secateur runs and secateur show have all of them"
-        )
+        f"none of {len(found.tried)} trials has values, so there is no front; trial {ended[0].number + 1}: "
+        f"{ended[0].why}; "
+        + ("lower --floor or let --over reach further" if below else "--json has the reason of every trial")
     )
 
 

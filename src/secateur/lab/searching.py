@@ -289,7 +289,12 @@ def write_front(found: TrialSearchResult, recipe: Recipe, store: Store, out: Pat
         trial = plan_trial(recipe.with_settings(one.settings), one.number, dict(one.settings))
         outcome = store.outcome(trial.steps[-1].key)
         rows.append(
-            {"trial_number": one.number + 1, "settings": dict(one.settings), "values": dict(one.values)}
+            {
+                "trial": one.number,
+                "trial_number": one.number + 1,
+                "settings": dict(one.settings),
+                "values": dict(one.values),
+            }
         )
         if outcome is None:
             missing.append(one.number)

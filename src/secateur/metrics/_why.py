@@ -279,7 +279,9 @@ def _run(one: _Call, device: torch.device, shares: list[float] | None = None) ->
     quiet = list[float]()  # the same, where nothing was taken
 
     def usual() -> float:
-        """Several threads wait for each other more in some readings than in others: one switch says little then."""
+        """Several threads wait for each other more in some readings than in others: one switch says little then.
+        Before there is a reading that nothing disturbed, the largest share so far is taken.
+        """
         return max(1.0, statistics.median(quiet)) if quiet and threads > 1 else max(worked)
 
     def passes(count: int) -> tuple[float, float]:

@@ -21,6 +21,8 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from secateur.core.parameters import parameters_of
 from secateur.core.wrapped_layers import with_earlier_names
@@ -138,7 +140,7 @@ def _found(
     others = [other for other, parameter in parameters.items() if parameter is held.parameter]
     if not others:
         return None
-    around = [other for other in others if _wrapped_form(name, other)]
+    around = [other for other in others if _wrapped_form(held.at, _before_moving(model, other))]
     return Named(held.parameter, _before_moving(model, (around or others)[0]))
 
 
@@ -171,7 +173,7 @@ def _by_hook(module: nn.Module | None, key: str) -> bool:
     A module's own parameter may be called `weight_orig` as well.
     """
     return module is not None and any(
-        type(hook).__module__.startswith("torch.nn.utils.")
+        isinstance(hook, BasePruningMethod | SpectralNorm)
         and key in (getattr(hook, "_tensor_name", None), getattr(hook, "name", None))
         for hook in module._forward_pre_hooks.values()
     )

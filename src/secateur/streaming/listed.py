@@ -85,8 +85,8 @@ class CheckpointReport:
     def to_json(self) -> str:
         """Everything, as JSON."""
         head = {
-            "path": str(self.path),
-            "size": self.size,
+            "folder" if self.path.is_dir() else "file": str(self.path),
+            "tensor_bytes": self.size,
             "zeros": self.zeros,
             "left_out": list(self.left_out),
         }

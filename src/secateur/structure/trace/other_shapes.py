@@ -320,7 +320,9 @@ def _other_sizes(
     if not image:
         attempts = [[(half, half), (size // 2, size // 2), (size - 1, size - 1)], longer]
     else:
-        first = [(64, 96)] if size >= 128 else [(32, 64)] if size >= 64 else []  # multiples of 32 that differ
+        first = (
+            [(64, 96)] if size >= 128 else [(32, 64)] if half == more else []
+        )  # multiples of 32 that differ
         attempts = [[*first, (half, more), (half, half), (size // 2, size // 2), *longer]]
         attempts += [longer] if size < _SMALL else []
     for pairs in attempts:

@@ -159,8 +159,8 @@ def _subclass(model: nn.Module) -> str:
         if base is not None and type(module) is not base:
             return (
                 f"; subclasses are left out, as {path or 'the model itself'!r} of {type(module).__name__}, a subclass "
-                f"of nn.{base.__name__}, since their forward may use the weight in another way: put an nn.{base.__name__} "
-                "in its place, or share its weights with sc.share(model, bits=8)"
+                f"of nn.{base.__name__}, since their forward may use the weight in another way: put an "
+                f"nn.{base.__name__} in its place, or share its weights with sc.share(model, bits=8)"
             )
     return ""
 

@@ -277,3 +277,20 @@ def test_the_golden_file_gives_the_same_weights_for_ever() -> None:
     assert list(state) == ["0.weight", "0.bias", "whole"]
     assert [float(state["0.weight"][row].sum()) for row in range(4)] == [6.078125, -2.25, -23.484375, 1.625]
     assert state["whole"].tolist() == [[-2.625, 4.5, 14.125], [-3.375, -14.125, 7.625]]
+
+
+class Scaled(nn.Linear):
+    """A linear layer whose forward is its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * 2
+
+
+def test_layers_of_a_subclass_are_named_where_nothing_is_rounded(tmp_path: Path) -> None:
+    text = r"with a float32 weight of its own; subclasses are left out, as '1' of Scaled, a subclass of nn\.Linear, .*"
+    with pytest.raises(NothingToDoError, match=text + r"sc\.share\(model, bits=8\)"):
+        sc.save(nn.Sequential(nn.ReLU(), Scaled(3, 2)), tmp_path / "scaled.sct", options=INT8)
+    with pytest.raises(NothingToDoError, match=r"as 'the model itself' of Scaled"):
+        sc.save(Scaled(3, 2), tmp_path / "scaled.sct", options=INT8)
+    with pytest.raises(NothingToDoError, match=r"float32 weight of its own$"):
+        sc.save(nn.Sequential(nn.BatchNorm1d(2)), tmp_path / "norm.sct", options=INT8)

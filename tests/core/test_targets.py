@@ -141,13 +141,15 @@ def test_weights_that_something_else_holds_are_an_error_with_the_cure() -> None:
         select(layer)
     with pytest.raises(PatternError, match=text):
         select(nn.Sequential(layer), only="type:Linear")
-    text = r"a parametrization computes the weight from .*\.remove_parametrizations, or prune what"
+    text = r"a parametrization computes the weight from .*\.remove_parametrizations, or name what"
     with pytest.raises(NothingToDoError, match=text):
         select(parametrizations.weight_norm(nn.Linear(4, 4)))
 
 
 def test_nothing_left_is_an_error_with_the_next_step() -> None:
-    with pytest.raises(NothingToDoError, match=r"nothing to prune in BatchNorm2d: .*parameters=\[\.\.\.\]"):
+    with pytest.raises(
+        NothingToDoError, match=r"no weight takes part in BatchNorm2d: .*parameters=\[\.\.\.\]"
+    ):
         select(nn.BatchNorm2d(3))
 
 

@@ -170,6 +170,10 @@ def test_wrong_names_and_options_are_answered_with_the_near_ones():
     with pytest.raises(UnknownNameError, match=r"unknown model 'resnet2O': did you mean 'resnet20'.*timm"):
         models.build("resnet2O")
     with pytest.raises(
+        UnknownNameError, match=r"unknown model 'bert'.*folder with its config\.json, .* ultralytics/FILE\.pt"
+    ):
+        models.build("bert")
+    with pytest.raises(
         OptionError, match="model 'cnn' has no option 'num_class': did you mean 'num_classes'"
     ):
         models.build("cnn", num_class=3)

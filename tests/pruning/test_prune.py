@@ -285,7 +285,7 @@ def test_a_bare_number_is_a_share(bad: float) -> None:
         ),
         ({"granularity": "filters"}, UnknownNameError, "granularity 'filters': did you mean 'filter'"),
         ({"only": "layer9"}, PatternError, "pattern 'layer9' matches no prunable layer"),
-        ({"skip": ["0", "2"]}, NothingToDoError, "nothing to prune in Sequential"),
+        ({"skip": ["0", "2"]}, NothingToDoError, "no weight takes part in Sequential"),
         ({"budget": 0.0}, NothingToDoError, r"PerTensor\(sparsity=0\.0\) .* removes nothing from Sequential"),
         ({"at_least": 10**6}, NothingToDoError, "removes nothing from Sequential: ask for a larger share"),
         ({"criterion": "snip"}, DataError, "criterion snip scores on data: pass data="),

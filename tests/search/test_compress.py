@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur.errors import BudgetNotMetError, DataError, NonFiniteError, OptionError
+from secateur.errors import BudgetNotMetError, DataError, NonFiniteError, OptionError, PlanError
 from secateur.search.aims import BestAtSize, LeastCost, Proposal
 from secateur.search.compressed import CompressAttempt
 from secateur.search.frame import Limit, pursue
@@ -598,3 +598,104 @@ def test_a_cut_that_is_too_deep_is_followed_by_a_smaller_one():
     pursue(aim.proposals(["uniform"], 6, (3,)), attempt, lambda line: None)
     assert made[0] == 0.04
     assert len(made) > 2
+
+
+class Lines(sc.lab.Progress):
+    """Keeps what a display is told."""
+
+    def __init__(self):
+        self.lines = []
+
+    def begin(self, trials, steps, cached):
+        self.lines.append(f"begin {trials} {steps} {cached}")
+
+    def start(self, trial, label):
+        self.lines.append(label)
+
+    def done(self, trial, label, how, seconds, line):
+        self.lines.append(f"{label} {how}: {line}")
+
+    def end(self):
+        self.lines.append("end")
+
+
+def test_a_display_is_told_of_every_attempt_and_of_its_training_and_is_closed(trained):
+    numbers, display = iter([1.0, 0.5]), Lines()
+    options = sc.CompressOptions(attempts=1, progress=display)
+    found = sc.compress(
+        trained, EXAMPLE, lambda net: next(numbers, 1.0), retrain=lambda net: None, options=options
+    )
+    half = "attempt 1: 0.5 of the multiply-accumulates"
+    assert display.lines == [
+        "begin 1 4 0",
+        "dense",
+        "dense computed: 1.0000 by evaluate, so at least 0.9900",
+        half,
+        f"{half}: 0.5000 is 0.4900 short, so it is dropped; retrained",
+        f"attempt 1 computed: {found.best.why}",
+        "measured: measuring both models",
+        "measured computed: ",
+        "end",
+    ]
+    display.lines.clear()
+    with pytest.raises(NonFiniteError):
+        sc.compress(trained, EXAMPLE, lambda net: math.nan, options=options)
+    assert display.lines == ["begin 1 3 0", "dense", "end"]
+
+
+def test_progress_true_writes_a_line_for_every_attempt(trained, capsys):
+    given = {"goal": "small", "options": sc.CompressOptions(attempts=1, bits=4, progress=True)}
+    sc.compress(trained, EXAMPLE, lambda net: 1.0, **given)
+    err = capsys.readouterr().err.splitlines()
+    assert [line.split("  ")[0] for line in err] == ["dense", "attempt 1", "measured"]
+    with pytest.raises(
+        OptionError, match=r"progress: expected True, False or a sc\.lab\.Progress, got builtin"
+    ):
+        sc.CompressOptions(progress=print)
+
+
+@pytest.fixture(scope="module")
+def cut(trained):
+    masks = sc.prune(trained, "l2", "channel", 0.5, example=EXAMPLE)
+    return sc.shrink(trained, masks, EXAMPLE)
+
+
+@pytest.mark.parametrize("goal", ["fast", "small"])
+def test_a_model_that_was_cut_is_compressed_with_its_plan(cut, goal, tmp_path):
+    options = sc.CompressOptions(attempts=1, bits=4, plan=cut.plan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = sc.compress(cut.model, EXAMPLE, lambda net: 1.0, goal=goal, options=options)
+        size = sc.save(found, tmp_path / "both.sct").size
+    assert size == found.after["file_bytes"].value
+    again = network()
+    sc.load(tmp_path / "both.sct", into=again)
+    images = torch.rand(3, 1, 8, 8)
+    assert torch.equal(again.eval()(images), found.model(images))
+
+
+def test_attempts_with_a_cut_model_warn_of_no_plan_and_saving_does(cut, tmp_path):
+    options = sc.CompressOptions(attempts=2, bits=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = sc.compress(cut.model, EXAMPLE, lambda net: 1.0, goal="small", options=options)
+    with pytest.warns(UserWarning, match=r"mine\.sct: Sequential was cut and no plan= was given"):
+        sc.save(found, tmp_path / "mine.sct")
+    with pytest.warns(UserWarning, match="no plan= was given"):
+        sc.save(cut.model, tmp_path / "cut.sct")
+
+
+def test_a_plan_that_did_not_lead_to_the_model_is_refused(trained, cut):
+    text = (
+        r"expected the plan that led to this model; it leaves '0\.weight' of shape \(6, 1, 3, 3\), and Sequen"
+    )
+    with pytest.raises(PlanError, match=text + r"tial has \(12, 1, 3, 3\)"):
+        sc.compress(trained, EXAMPLE, lambda net: 1.0, options=sc.CompressOptions(plan=cut.plan))
+    with pytest.raises(PlanError, match="no such tensor"):
+        sc.compress(
+            nn.Linear(2, 2), torch.zeros(1, 2), lambda net: 1.0, options=sc.CompressOptions(plan=cut.plan)
+        )
+    with pytest.raises(
+        OptionError, match=r"plan: expected the plan of an earlier cut, such as small\.plan, got str"
+    ):
+        sc.CompressOptions(plan="small.plan")

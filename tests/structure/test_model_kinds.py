@@ -304,9 +304,21 @@ def test_a_parametrized_weight_that_takes_no_part_is_said() -> None:
     model = net()
     parametrizations.weight_norm(model[3])
     with pytest.warns(
-        UserWarning, match=r"weight of '3' is computed by a parametrization.*remove_parametrizations"
+        UserWarning,
+        match=r"weight of '3' is computed by a parametrization.*remove_parametrizations.*='\*original1'$",
     ):
         assert "3.weight" not in sc.prune(model)
+    options = sc.PruneOptions(parameters="*original1")
+    assert "3.parametrizations.weight.original1" in sc.prune(model, options=options)
+
+
+def test_where_all_weights_are_computed_the_error_fits_every_verb() -> None:
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 4)))
+    text = r"no weight takes part in Sequential: a parametrization .*, or name what it is computed from"
+    for verb in (lambda: sc.share(model, 2), lambda: sc.prune(model)):
+        with pytest.raises(sc.errors.NothingToDoError, match=text) as caught:
+            verb()
+        assert "to prune" not in str(caught.value)
 
 
 def test_channels_last_is_kept_by_shrink_and_by_files(tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def compress(
             bits=tuple(flags.bits or (3, 4)),
             tune=calibration.calibrate_passes or None,
             test=test,
-            on_message=None if output.quiet else lambda line: say(line, error=True),
+            progress=not output.quiet,
             seed=model.seed or 0,
         ),
     )

@@ -147,8 +147,22 @@ def integers_of(model: nn.Module, state: State, rounding: bool) -> dict[str, Int
     if rounding and not found:
         raise NothingToDoError(
             f"int8: {type(model).__name__} has no nn.Linear or nn.Conv1d, 2d, 3d with a float32 weight of its own"
+            + _subclass(model)
         )
     return found
+
+
+def _subclass(model: nn.Module) -> str:
+    """The first layer that is left out because it is of a subclass, as the end of an error's sentence."""
+    for path, module in model.named_modules():
+        base = next((kind for kind in _ROUNDED if isinstance(module, kind)), None)
+        if base is not None and type(module) is not base:
+            return (
+                f"; subclasses are left out, as {path or 'the model itself'!r} of {type(module).__name__}, a subclass "
+                f"of nn.{base.__name__}, since their forward may use the weight in another way: put an "
+                f"nn.{base.__name__} in its place, or share its weights with sc.share(model, bits=8)"
+            )
+    return ""
 
 
 def _alone(state: State, name: str) -> bool:

@@ -14,13 +14,14 @@ True
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from torch import nn
 
 from secateur.core.user_warnings import warn
 
-__all__ = ["layers_kept", "mark_cut", "shapes_before", "unmark_cut", "warn_of_plan"]
+__all__ = ["layers_kept", "mark_cut", "shapes_before", "unmark_cut", "unmarked", "warn_of_plan"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 Layers = Mapping[str, Sequence[str]]
@@ -45,6 +46,26 @@ def unmark_cut(model: nn.Module) -> None:
     """Take the mark off a model that needs no plan, such as one whose configuration states its widths."""
     vars(model).pop(_MARK, None)
     vars(model).pop(_LAYERS, None)
+
+
+@contextmanager
+def unmarked(model: nn.Module) -> Iterator[None]:
+    """Without its mark, for a file that nobody loads, such as one that is written to see how large it is.
+
+    >>> model = nn.Linear(2, 2)
+    >>> mark_cut(model, None, {"weight": (4, 2)})
+    >>> with unmarked(model):
+    ...     print(shapes_before(model))
+    None
+    >>> shapes_before(model)
+    {'weight': (4, 2)}
+    """
+    marks = {name: vars(model)[name] for name in (_MARK, _LAYERS) if name in vars(model)}
+    unmark_cut(model)
+    try:
+        yield
+    finally:
+        vars(model).update(marks)
 
 
 def layers_kept(model: nn.Module) -> dict[str, tuple[str, ...]]:

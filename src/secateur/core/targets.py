@@ -274,12 +274,12 @@ def _candidates(matched: _Matched, extra: tuple[Pattern, ...]) -> list[Target]:
 
 
 def _nothing_left(model: nn.Module) -> None:
-    """Raise a `NothingToDoError` that says why no weight is left to prune."""
+    """Raise a `NothingToDoError` that says why no weight is left; verbs that prune, share and fold all come here."""
     wrapped = _wrapped(model)
     if wrapped:
-        raise NothingToDoError(f"nothing to prune in {type(model).__name__}: {wrapped}")
+        raise NothingToDoError(f"no weight takes part in {type(model).__name__}: {wrapped}")
     raise NothingToDoError(
-        f"nothing to prune in {type(model).__name__}: no convolution, linear or embedding weight is left after "
+        f"no weight takes part in {type(model).__name__}: no convolution, linear or embedding weight is left after "
         "only= and skip=; name bare parameters with parameters=[...]"
     )
 
@@ -295,7 +295,7 @@ def _wrapped(model: nn.Module) -> str:
         if "parametrizations.weight." in name:
             return (
                 f"a parametrization computes the weight from {name!r} and its like; remove it with "
-                "torch.nn.utils.parametrize.remove_parametrizations, or prune what it is computed from with "
+                "torch.nn.utils.parametrize.remove_parametrizations, or name what it is computed from with "
                 "parameters=[...]"
             )
     return ""
@@ -317,7 +317,7 @@ def _unmatched(pattern: Pattern, model: nn.Module, candidates: Sequence[Target],
         what = "names a part" if pattern in names else f"means {found[0]!r}, a part"
         raise PatternError(
             f"pattern {shown!r} {what} of the model without a prunable weight: such parts are left alone without a "
-            "pattern; to prune them, name their parameters with parameters=[...]"
+            "pattern; to include them, name their parameters with parameters=[...]"
         )
     wrapped = _wrapped(model)
     if wrapped and not candidates:

@@ -91,7 +91,8 @@ def build(name: str, **options: Any) -> nn.Module:
             )
         raise UnknownNameError(
             f"unknown model {name!r}: {near(name, names())}; models of other libraries are written timm/NAME, "
-            "torchvision/NAME, hf/NAME or ultralytics/NAME, your own package.module:function"
+            "torchvision/NAME, hf/NAME or ultralytics/NAME, your own package.module:function, and a model of Hugging "
+            "Face may be a folder with its config.json, or a checkpoint of ultralytics the file ultralytics/FILE.pt"
         )
     kind = registry.get(word)
     try:

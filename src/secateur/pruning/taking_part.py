@@ -68,7 +68,7 @@ def targets_of(
         warn(
             f"the weight of {', '.join(map(repr, computed[:3]))} is computed by a parametrization and takes no part; "
             "prune before it is registered, fold it with torch.nn.utils.parametrize.remove_parametrizations, or name "
-            "what it is computed from with parameters=[...]",
+            f"what it is computed from, with the option parameters={_source(model, computed[0])}",
         )
     return found
 
@@ -81,3 +81,16 @@ def _computed_weights(model: nn.Module) -> list[str]:
     """
     parametrized = nn.utils.parametrize.is_parametrized
     return [name for name, module in model.named_modules() if parametrized(module, "weight")]
+
+
+def _source(model: nn.Module, layer: str) -> str:
+    """A pattern for the largest parameter that a layer's weight is computed from, quoted; "[...]" where it has none.
+
+    >>> _source(nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))), "0")
+    "'*original1'"
+    """
+    kept = model.get_submodule(f"{layer}.parametrizations.weight" if layer else "parametrizations.weight")
+    found = dict(kept.named_parameters())
+    if not found:
+        return "[...]"
+    return repr("*" + max(found, key=lambda name: found[name].numel()))

@@ -15,7 +15,7 @@ Files, in reading order:
 - `auto`: the strategy of `sc.auto`: cut channels (or weights), retrain, halve or go half way back.
 - `compress`: the strategy of `sc.compress`, for a trained model in Python without a recipe; `compressed`: what it is
   asked and what it gives; `aims`: the least cost that holds a limit, or the best of a given size; `unseen`: the layers
-  that its data does not reach.
+  that its data does not reach; `shown`: its steps on a display.
 - `smallest`: the strategy of `sc.smallest`: train for a number of bytes, halve it or go half way back; `size_settings`:
   what it starts from, and what an attempt is made with.
 

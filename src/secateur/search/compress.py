@@ -17,7 +17,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ from secateur import criteria
 from secateur.compensation.compensate import compensate
 from secateur.compensation.solver import LeastSquares
 from secateur.container.archive import save
+from secateur.core.cut_mark import unmarked
 from secateur.core.masks import Masks
 from secateur.core.measurement import Measurement, Measurements
 from secateur.core.model_kinds import plain_model
@@ -39,9 +40,11 @@ from secateur.errors import (
     NonFiniteError,
     NothingToDoError,
     OptionError,
+    PlanError,
 )
 from secateur.execution.devices import device_of
 from secateur.execution.example import Example
+from secateur.execution.fast_copy import tensors_of
 from secateur.execution.undisturbed import PlainState
 from secateur.execution.verb import verb
 from secateur.lab.judging import score_of
@@ -56,6 +59,7 @@ from secateur.search.aims import FURTHER, Aim, BestAtSize, LeastCost, Proposal
 from secateur.search.auto import Allotment
 from secateur.search.compressed import GOALS, CompressAttempt, Compressed, CompressOptions, check_read_again
 from secateur.search.frame import Limit, pursue
+from secateur.search.shown import Steps, shown
 from secateur.search.unseen import unseen
 from secateur.sensitivity.scan import Scan, ScanOptions, scan
 from secateur.structure.cut.plan import ShrinkPlan
@@ -88,7 +92,7 @@ class _State:
 
     def size(self) -> int:
         """The bytes of its file."""
-        with tempfile.TemporaryDirectory() as folder:
+        with unmarked(self.model), tempfile.TemporaryDirectory() as folder:
             return save(self.model, Path(folder) / "model.sct", self.shared, plan=self.plan).size
 
 
@@ -136,22 +140,43 @@ def compress(
     """
     model, asked = plain_model(model), options or CompressOptions()
     _check(goal, lost, evaluate, data, retrain)
+    _check_plan(model, asked.plan)
     if asked.tune is not None and data is None:
         raise OptionError("tune: gradient steps without labels need inputs; give data= (--calibrate)")
-    say = asked.on_message or (lambda line: None)
-    first = _number(accuracy(copy.deepcopy(model), evaluate))
-    if asked.test is not None:  # one that cannot judge is found before the search, not after it
-        _number(accuracy(copy.deepcopy(model), asked.test))
     if lost is None:
         lost = 0.01 if asked.keep is None else math.inf
-    limit = Limit(verb="compress", accuracy=first, limit=first - lost)
-    aim = _aim(limit, asked.keep, model, goal)
-    say(f"dense: {first:.4f} by evaluate" + (f", so at least {limit.limit:.4f}" if lost < math.inf else ""))
-    attempts = _Attempts(model, example, evaluate, goal, data, retrain, asked, aim)
-    done = pursue(aim.proposals(attempts.allocations(), asked.attempts, asked.bit_counts), attempts, say)
-    best = aim.best(done, attempts.best, _advice(data, retrain))
-    assert attempts.state is not None
-    return _measured(_Judged(model, example, evaluate, goal, asked), limit, done, best, attempts.state)
+    ways = _allocations(goal, asked, retrain is not None)
+    with shown(asked.progress, 2 + _most(goal, asked, ways)) as steps:
+        judged = _Judged(model, example, evaluate, goal, asked)
+        with steps.step("dense") as step:
+            limit = judged.limit(lost)
+            step.line = f"{limit.accuracy:.4f} by evaluate" + (
+                f", so at least {limit.limit:.4f}" if lost < math.inf else ""
+            )
+        say = asked.on_message or (lambda line: None)
+        say(f"dense: {step.line}")
+        aim = _aim(limit, asked.keep, model, goal)
+        attempts = _Attempts(model, example, evaluate, goal, data, retrain, asked, aim, steps)
+        done = pursue(aim.proposals(ways, asked.attempts, asked.bit_counts), attempts, say)
+        best = aim.best(done, attempts.best, _advice(data, retrain))
+        assert attempts.state is not None
+        with steps.step("measured", "measuring both models"):
+            return _measured(judged, limit, done, best, attempts.state)
+
+
+def _allocations(goal: str, options: CompressOptions, trains: bool) -> list[str]:
+    """How a cut is spread, in the order in which it is tried at each share."""
+    if goal == "small":
+        return [_ALIKE]
+    kinds = [_ALIKE, "between", "scan"] if options.allocation == "best" else [options.allocation]
+    return [*kinds, FURTHER] if trains else kinds
+
+
+def _most(goal: str, options: CompressOptions, ways: Sequence[str]) -> int:
+    """The most attempts that there may be."""
+    if options.keep is None:
+        return options.attempts * len(ways)
+    return options.attempts * len(options.bit_counts) if goal == "small" else len(set(ways) - {FURTHER})
 
 
 def _aim(limit: Limit, keep: float | None, model: nn.Module, goal: str) -> Aim:
@@ -189,6 +214,22 @@ def _check(
         raise OptionError(
             f"retrain: expected a function that trains the model it is given, got {type(retrain).__name__}"
         )
+
+
+def _check_plan(model: nn.Module, plan: ShrinkPlan | None) -> None:
+    """Refuse a plan that does not lead to this model."""
+    if plan is None:
+        return
+    tensors = tensors_of(model)
+    for name in plan.keep:
+        left = plan.shape_after(name) if name in plan.shapes else None
+        there = tuple(tensors[name].shape) if name in tensors else None
+        if there is None or there != (left or there):
+            raise PlanError(
+                f"plan: expected the plan that led to this model; it leaves {name!r} of shape {left}, and "
+                f"{type(model).__name__} has {there or 'no such tensor'}. After several cuts give "
+                "first.plan.then(second.plan); of a model that was not cut leave plan= out"
+            )
 
 
 def _number(rows: Measurements) -> float:
@@ -230,21 +271,22 @@ class _Attempts:
     retrain: Callable[[nn.Module], object] | None
     options: CompressOptions
     aim: Aim
+    steps: Steps = field(default_factory=Steps)
     scanned: Scan | None = None
     best: CompressAttempt | None = None
     state: _State | None = None
-
-    def allocations(self) -> list[str]:
-        """How a cut is spread, in the order in which it is tried at each share."""
-        if self.goal == "small":
-            return [_ALIKE]
-        wanted = self.options.allocation
-        kinds = [_ALIKE, "between", "scan"] if wanted == "best" else [wanted]
-        return [*kinds, FURTHER] if self.retrain is not None else kinds
+    made: int = 0
 
     def __call__(self, proposal: Proposal) -> CompressAttempt:
+        self.made += 1
         what = f"{proposal.keep:.3g} of the {GOALS[self.goal]}{_ALLOCATIONS[proposal.allocation]}"
         what += ", refitted" if self.data is not None else ""
+        with self.steps.step(f"attempt {self.made}", what) as step:
+            one = self._attempt(proposal, what)
+            step.line = one.why
+        return one
+
+    def _attempt(self, proposal: Proposal, what: str) -> CompressAttempt:
         failed = CompressAttempt(keep=proposal.keep, accuracy=None, holds=False)
         try:
             pruned = self._small(proposal.keep) if self.goal == "small" else self._fast(proposal)
@@ -264,6 +306,7 @@ class _Attempts:
         if self.state is not None and self.state.model is pruned.model:  # it is kept as it is
             pruned = replace(pruned, model=copy.deepcopy(pruned.model))
         begun = replace(first, holds=False, why=what, trained=True, bits=None, bytes=None)
+        self.steps.note(f"attempt {self.made}: {what}")
         try:
             self._train(pruned)
             one = self._judged(begun, pruned, bits)
@@ -316,7 +359,7 @@ class _Attempts:
         skip, bare = self._parts()
         options = ShareOptions(skip=skip or None, parameters=bare or None, seed=self.options.seed)
         shared = share(pruned.model, bits, pruned.masks, data=self.data, options=options)
-        return _State(shared.model, shared=shared)
+        return _State(shared.model, self.options.plan, shared=shared)
 
     def _parts(self) -> tuple[list[Pattern], list[str]]:
         """For "small", the patterns of layers to skip, and the weights of no such layer, as a GRU's, that take part."""
@@ -342,7 +385,7 @@ class _Attempts:
 
     def _fast(self, proposal: Proposal) -> _Pruned:
         """Channels removed, compensated for by the layers after them, and cut."""
-        model, keep, earlier = self.model, proposal.keep, None
+        model, keep, earlier = self.model, proposal.keep, self.options.plan
         if proposal.allocation == FURTHER and self.state is not None and self.best is not None:
             model, keep, earlier = self.state.model, proposal.keep / self.best.keep, self.state.plan
         masks = self._channels(model, keep, proposal.allocation)
@@ -446,6 +489,13 @@ class _Judged:
     goal: str
     options: CompressOptions
 
+    def limit(self, lost: float) -> Limit:
+        """What the dense model gives, and the least that holds."""
+        first = _number(accuracy(copy.deepcopy(self.model), self.evaluate))
+        if self.options.test is not None:  # one that cannot judge is found before the search, not after it
+            _number(accuracy(copy.deepcopy(self.model), self.options.test))
+        return Limit(verb="compress", accuracy=first, limit=first - lost)
+
     def row(self, state: _State) -> Measurements:
         """What `evaluate` gives, parameters, multiply-accumulates and bytes."""
         net = copy.deepcopy(state.model)  # `evaluate` may do anything to it
@@ -478,7 +528,7 @@ def _measured(
         attempts=tuple(done),
         best=best,
         model=state.model,
-        before=judged.row(_State(judged.model)),
+        before=judged.row(_State(judged.model, judged.options.plan)),
         after=judged.row(state),
         plan=state.plan,
         proof=state.proof,

@@ -18,6 +18,7 @@ from secateur.core.measurement import Measurement, Measurements
 from secateur.core.targets import Pattern
 from secateur.criteria import CriterionLike
 from secateur.errors import DataError, OptionError
+from secateur.lab.display import Progress
 from secateur.lab.judging import score_of
 from secateur.metrics.accuracy import Evaluate
 from secateur.quantize.result import Shared
@@ -66,6 +67,10 @@ class CompressOptions:
         tune: Gradient steps without labels after the least squares on `data`: a `Tuning`, or a number of passes.
         test: As `evaluate`, on data that took no part in the search: judges the dense model and the result once, at the
             end.
+        plan: Of a model that was cut before, the plan of its cuts (`small.plan`, `found.plan`): counted in the bytes of
+            files, and joined with the plan of the result, whose file then loads into a freshly built model.
+        progress: True shows on standard error a bar on a terminal, elsewhere a line for every attempt; or a display of
+            your own, a `sc.lab.Progress`, whose steps are the attempts.
         on_message: Called with a sentence about every attempt, such as `print`.
         seed: The seed of everything random.
 
@@ -80,6 +85,8 @@ class CompressOptions:
     bits: int | Sequence[int] = (3, 4)
     tune: Tuning | int | None = None
     test: Evaluate | None = None
+    plan: ShrinkPlan | None = None
+    progress: Progress | bool = False
     on_message: Callable[[str], None] | None = None
     seed: int = 0
 
@@ -100,6 +107,15 @@ class CompressOptions:
         whole = isinstance(given, Sequence) and all(type(one) is int and 1 <= one <= 8 for one in given)
         if not given or not whole:
             raise OptionError(f"bits: expected a number from 1 to 8, or several, got {self.bits!r}")
+        if self.plan is not None and not isinstance(self.plan, ShrinkPlan):
+            raise OptionError(
+                f"plan: expected the plan of an earlier cut, such as small.plan, got {type(self.plan).__name__}"
+            )
+        if not isinstance(self.progress, Progress | bool):
+            raise OptionError(
+                f"progress: expected True, False or a sc.lab.Progress, got {type(self.progress).__name__}; a function "
+                "of a sentence is on_message"
+            )
         check_read_again(self.test, "test")
 
     @property
@@ -134,7 +150,8 @@ class Compressed(SearchResult[CompressAttempt]):
         model: The best model: for "fast" narrower, for "small" with few distinct weights, most of them zero.
         before: The dense model measured: what `evaluate` gives, parameters, multiply-accumulates, bytes of its file.
         after: The same of the result.
-        plan: For "fast", the cut as plain data, which `load` applies to a freshly built model of the class.
+        plan: For "fast", the cut as plain data, which `load` applies to a freshly built model of the class. It begins
+            with `CompressOptions.plan`, which for "small" is all of it.
         proof: For "fast", that cutting changed nothing: the small model, before any retraining, against the masked one.
         shared: For "small", the codebooks.
         speed: For "fast", both latencies, read in turns, and `speedup`.

@@ -146,8 +146,8 @@ class Latency(Remaining):
 
     def _unmet(self, times: LatencySearch, start: float, limit: float) -> BudgetNotMetError:
         return BudgetNotMetError(
-            f"{self}: the fastest of {len(times.seen)} shrunk models takes {times.least:.4g} {self._unit} (with nothing "
-            f"narrower: {start:.4g}) and {limit:.4g} was asked; let more layers be pruned, or ask for "
+            f"{self}: the fastest of {len(times.seen)} shrunk models takes {times.least:.4g} {self._unit} (with "
+            f"nothing narrower: {start:.4g}) and {limit:.4g} was asked; let more layers be pruned, or ask for "
             f"{times.least * 1.02:.3g}. secateur.metrics.why shows where the time goes"
         )
 

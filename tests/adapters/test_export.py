@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur.adapters.export import export
+from secateur.adapters.export import _checked, _Wanted, export
 from secateur.adapters.onnx_model import OnnxModel
 from secateur.adapters.runtimes import times
 from secateur.adapters.two_of_four import two_of_four
@@ -98,6 +98,24 @@ def test_a_wrong_file_is_not_kept(model, tmp_path, monkeypatch):
     with pytest.raises(ProofError, match=r"differ from PyTorch's by .* not kept"):
         export(model, tmp_path / "m.onnx", X)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_tolerance_left_out_follows_the_precision(tmp_path, monkeypatch):
+    """Eight steps of float16 are 8 / 1024 = 0.0078 of the largest output; a difference of 0.0005 is half a step."""
+    away = 0.0005
+    monkeypatch.setattr("secateur.adapters.export.program_error", lambda *given: away)
+    half, x, path = nn.Linear(4, 2).half().eval(), torch.randn(1, 4).half(), tmp_path / "m.pt2"
+    assert export(half, path, x, dynamic_axes=False).error == away
+    given, left = ([path, x, tolerance, False, "torch.export"] for tolerance in (1e-4, None))
+    with pytest.raises(ProofError, match=r"at most 0\.0001 is allowed"):
+        _checked(half, half, _Wanted(*given), ())
+    away = 0.02
+    with pytest.raises(ProofError, match=r"at most 0\.0078125 is allowed"):
+        _checked(half, half, _Wanted(*left), ())
+    left[1], away = x.float(), 0.0005
+    with pytest.raises(ProofError, match=r"at most 0\.0001 is allowed"):
+        _checked(nn.Linear(4, 2), half, _Wanted(*left), ())
+    assert _checked(nn.Flatten(), half, _Wanted(path, x, None, False, "torch.export"), ()).error == away
 
 
 @needs_onnx

@@ -11,7 +11,7 @@ from torch import nn
 
 from secateur.adapters import int8_quantisers
 from secateur.adapters.export import _not_smaller, export
-from secateur.adapters.int8 import Int8Options, Int8Report, _fewest, _Judge
+from secateur.adapters.int8 import Int8Options, Int8Report, _failed, _fewest, _found, _Judge
 from secateur.adapters.onnx_attention import drop_unread
 from secateur.adapters.onnx_model import OnnxModel
 from secateur.errors import (
@@ -655,19 +655,66 @@ def test_a_product_with_more_than_one_matrix_stays_in_float(tmp_path, monkeypatc
     assert "onnxruntime" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("always", [False, True])
+def test_where_the_runtime_fails_other_operators_are_left_in_float(tmp_path, monkeypatch, always):
+    """The quantiser fails where the operator 'sum', which has no weights, would be in INT8, or at all."""
+    units, tries = {"head": ["product"], "all other operators": ["sum"]}, []
+
+    def quantise(path, *, only=(), exclude=()):
+        tries.append(list(exclude))
+        if always or "sum" not in exclude:
+            raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL : Name:'sum_quant' Status Message: wrong")
+
+    class Judge:
+        limit = 0.9
+        outputs = noise = error = staticmethod(lambda found: 0.1)
+        value = staticmethod(lambda peer, found: 1.0)
+
+    monkeypatch.setattr("secateur.adapters.int8.OnnxModel", lambda path: path)
+    if always:
+        with pytest.raises(
+            DataError, match=r"operator 'sum' of .*keep_float=\['all other operators', \.\.\.\]\)"
+        ):
+            _found(quantise, Judge(), units, [], tmp_path)
+        return
+    found, notes = _found(quantise, Judge(), units, [], tmp_path)
+    assert tries == [[], ["sum"]]
+    assert found.in_float == ("all other operators",)
+    assert notes == (
+        "all operators that are no layer with weights are in float, as ONNX Runtime fails with them in INT8 at the "
+        "operator 'sum' of 'all other operators'; Int8Options(keep_float=['all other operators']) asks for that at "
+        "once",
+    )
+    assert _found(quantise, Judge(), units, ["all other operators"], tmp_path)[1] == ()
+
+
+def test_an_error_of_the_runtime_that_names_no_operator_says_what_may_help():
+    said = "int8: ONNX Runtime fails: wrong; leave "
+    units = {"head": ["product"], "all other operators": ["sum"]}
+    assert _failed("wrong", units) == (
+        f"{said}all that is no layer in float: Int8Options(keep_float=['all other operators'])"
+    )
+    kept = ["all other operators"]
+    assert _failed("wrong", units, kept) == (
+        f"{said}layers in float: Int8Options(keep_float=['all other operators', ...])"
+    )
+    assert _failed("wrong", {"head": ["product"]}) == f"{said}layers in float: Int8Options(keep_float=[...])"
+
+
 @needs_onnx
 def test_such_a_file_bears_the_remark(model, tmp_path, monkeypatch):
     """The quantised file is replaced by one twice as long as the file in floats."""
 
     def longer(given, path, *rest):
         path.write_bytes(2 * path.read_bytes())
-        return Int8Report("dynamic", "agreement", 1.0, 1.0, 0.99, 0.0, 0.0, 3)
+        return Int8Report("dynamic", "agreement", 1.0, 1.0, 0.99, 0.0, 0.0, 3, notes=("a note",))
 
     monkeypatch.setattr("secateur.adapters.export.write_int8", longer)
     done = export(model, tmp_path / "a.onnx", X, int8="dynamic")
     assert f"INT8 did not make the file smaller: {done.size:,} bytes, {done.size // 2:,} in floats" in str(
         done
     )
+    assert "a note" in done.notes
 
 
 def moves(path):

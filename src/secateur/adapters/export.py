@@ -56,7 +56,7 @@ from secateur.core.nested import tensors_in
 from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.core.renamed import renamed
 from secateur.errors import DataError, OptionError, ProofError, SecateurError
-from secateur.execution.calling import moved
+from secateur.execution.calling import call, moved
 from secateur.execution.example import Example
 from secateur.execution.sound_weights import check_sound
 from secateur.execution.undisturbed import undisturbed
@@ -65,6 +65,8 @@ from secateur.execution.verb import verb
 __all__ = ["Exported", "export"]
 
 _FORMATS = {".onnx": "onnx", ".pt2": "torch.export", ".xml": "openvino", ".pte": "executorch"}
+_TOLERANCE = 1e-4  # of the largest output, for float32
+_HALF, _STEPS = (torch.float16, torch.bfloat16), 8  # in half precision: this many steps
 _HARDLY = 0.9  # of the bytes in floats; an INT8 file of more is called hardly smaller
 
 
@@ -106,7 +108,7 @@ def export(
     *,
     masks: Masks | None = None,
     dynamic_axes: bool | DynamicAxes = True,
-    tolerance: float = 1e-4,
+    tolerance: float | None = None,
     int8: Iterable[object] | str | None = None,
     int8_options: Int8Options | None = None,
 ) -> Exported:
@@ -123,7 +125,9 @@ def export(
             names others as well, which must then be free: `{"x": [2, 3]}`, or `{"x": {2: "rows"}}` with names for the
             file. False: none. .pte files have none, files with `own_operators` only the first of every input and those
             that are named. What is fixed although the model takes other sizes, a note says.
-        tolerance: How far the float file may be from PyTorch: the largest difference over the largest output.
+        tolerance: How far the float file may be from PyTorch: the largest difference over the largest output. None:
+            1e-4, and where parameters or outputs are in half precision, eight steps of it (0.0078 in float16, 0.0625
+            in bfloat16).
         int8: Batches to calibrate INT8 with: inputs, or (inputs, targets). "dynamic" computes the ranges of activations
             in every call instead, as is usual for transformers. ONNX only.
         int8_options: How INT8 is calibrated, and how much accuracy it may cost.
@@ -173,7 +177,7 @@ def export(
             in_floats = scratch.stat().st_size
             report = write_int8(ready, scratch, given, int8, int8_options or Int8Options())
             kind, error = "onnx int8", report.error
-            more = tuple(f"the file in floats was {note}" for note in found.notes)
+            more = (*(f"the file in floats was {note}" for note in found.notes), *report.notes)
     size, notes = target.stat().st_size, (*_notes(ready, given, axes, free), *more)
     if report is not None and size > _HARDLY * in_floats:
         notes += (_not_smaller(size, in_floats, report),)
@@ -196,7 +200,7 @@ class _Wanted:
 
     target: Path
     example: Example
-    tolerance: float
+    tolerance: float | None
     dynamic: bool | DynamicAxes
     kind: str
 
@@ -389,20 +393,31 @@ def _checked(
     """The error of a file's program; raises where it is beyond the tolerance."""
     try:
         error = program_error(model, program, wanted.example, free)
-        further = wanted.kind == "onnx" and not error <= wanted.tolerance
+        allowed = _allowed(model, wanted, error)
+        further = wanted.kind == "onnx" and not error <= allowed
         mask = padding_mask(model, wanted.example) if further else None
         if mask is not None:
             of_tokens = program_error(model, program, wanted.example, free, mask)
-            if of_tokens <= wanted.tolerance:
+            if of_tokens <= allowed:
                 return _Error(of_tokens, error)
     except ProofError as problem:
         raise ProofError(f"{wanted.target}: {problem}; the file was not kept") from problem
-    if not error <= wanted.tolerance:
+    if not error <= allowed:
         raise ProofError(
             f"{wanted.target}: outputs differ from PyTorch's by {error:.3g} of the largest, and at most "
-            f"{wanted.tolerance:g} is allowed; the file was not kept. {_nearer(model, wanted)}"
+            f"{allowed:g} is allowed; the file was not kept. {_nearer(model, wanted)}"
         )
     return _Error(error)
+
+
+def _allowed(model: nn.Module, wanted: _Wanted, error: float) -> float:
+    """The tolerance: what was given, else by the precision of parameters and outputs where float32's is not enough."""
+    if wanted.tolerance is not None:
+        return wanted.tolerance
+    if error <= _TOLERANCE:
+        return _TOLERANCE
+    kinds = {each.dtype for each in (*model.parameters(), *tensors_in(call(model, wanted.example)))}
+    return max(_TOLERANCE, *(_STEPS * torch.finfo(kind).eps if kind in _HALF else 0.0 for kind in kinds), 0.0)
 
 
 def _nearer(model: nn.Module, wanted: _Wanted) -> str:

@@ -77,7 +77,8 @@ class Int8Options:
             model, on `compare`.
         lost: How much accuracy, or agreement, may be lost.
         compare: Batches to compare outputs on; the calibration batches unless given. For "dynamic", the example.
-        keep_float: Layers that stay in float in any case, by name or pattern.
+        keep_float: Layers that stay in float in any case, by name or pattern; "all other operators" are all that
+            have no weights.
         reduce_range: Whether weights have 7 bits, so that the file gives the same outputs on every processor. With 8
             bits (False) sums of two products are cut off on x86 processors without VNNI, and outputs are wrong there.
         batches: The most calibration batches that are used.
@@ -140,6 +141,7 @@ class Int8Report:
         float_layers: The layers that were left in float.
         layers: What each layer alone changes, the most sensitive first; empty where all could be quantised.
         weight_bits: Bits of a weight: 7, or 8 with `reduce_range=False`.
+        notes: Remarks for the user, such as that ONNX Runtime failed with all in INT8.
     """
 
     method: str
@@ -153,6 +155,7 @@ class Int8Report:
     float_layers: tuple[str, ...] = ()
     layers: tuple[Int8Layer, ...] = ()
     weight_bits: int = 7
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [
@@ -184,6 +187,7 @@ def write_int8(
         UnknownNameError: A pattern of `keep_float` matches no layer.
         NothingToDoError: The model has no layer that could be quantised.
         BudgetNotMetError: The limit does not hold while any layer is quantised.
+        DataError: ONNX Runtime fails, also with all operators that are no layer in float.
     """
     batches = [example] if isinstance(int8, str) else _inputs_of(model, int8, options.batches, "int8")
     compared = (
@@ -204,7 +208,7 @@ def write_int8(
         units = units_of(quantise.graph, quantise.kinds)
         kept = _kept_float(units, options.keep_float)
         kept += [name for name in units if name not in kept and not set(units[name]) - set(quantise.floats)]
-        found = _search(quantise, judge, units, kept, folder)
+        found, notes = _found(quantise, judge, units, kept, folder)
         path.write_bytes(found.path.read_bytes())
     in_float = tuple(name for name in units if name in found.in_float and name != OTHERS)
     return Int8Report(
@@ -219,6 +223,7 @@ def write_int8(
         in_float,
         found.layers,
         weight_bits=7 if options.reduce_range else 8,
+        notes=notes,
     )
 
 
@@ -336,6 +341,28 @@ class _Candidate:
     layers: tuple[Int8Layer, ...] = ()
 
 
+def _found(
+    quantise: Quantiser, judge: _Judge, units: dict[str, list[str]], kept: Sequence[str], folder: Path
+) -> tuple[_Candidate, tuple[str, ...]]:
+    """What `_search` finds, and notes: where ONNX Runtime fails, with all operators that are no layer in float."""
+    try:
+        return _search(quantise, judge, units, kept, folder), ()
+    except _RuntimeFailure as failure:
+        cause = failure.cause
+        if OTHERS not in units or OTHERS in kept:
+            raise DataError(_failed(str(cause), units, kept)) from cause
+    kept = [*kept, OTHERS]
+    try:
+        found = _search(quantise, judge, units, kept, folder)
+    except _RuntimeFailure as failure:
+        raise DataError(_failed(str(failure.cause), units, kept)) from failure.cause
+    at = (where := _where(str(cause), units)[0]) and f" {where}"
+    return found, (
+        f"all operators that are no layer with weights are in float, as ONNX Runtime fails with them in INT8{at}; "
+        f"Int8Options(keep_float=[{OTHERS!r}]) asks for that at once",
+    )
+
+
 def _search(
     quantise: Quantiser, judge: _Judge, units: dict[str, list[str]], kept: Sequence[str], folder: Path
 ) -> _Candidate:
@@ -351,7 +378,7 @@ def _search(
     def candidate(in_float: tuple[str, ...]) -> _Candidate:
         if in_float not in seen:
             path = folder / f"{len(in_float)}.onnx"
-            with _told(units):
+            with _told():
                 quantise(path, exclude=[node for name in in_float for node in units[name]])
                 peer = OnnxModel(path)
                 found = judge.outputs(peer)
@@ -382,36 +409,55 @@ def _search(
     return replace(with_float(best), layers=layers)
 
 
+class _RuntimeFailure(Exception):
+    """ONNX Runtime failed; inside this module only."""
+
+    def __init__(self, cause: Exception):
+        super().__init__(str(cause))
+        self.cause = cause
+
+
 @contextlib.contextmanager
-def _told(units: dict[str, list[str]]) -> Iterator[None]:
-    """Tell what ONNX Runtime raises while a file is quantised or run as an error that names the layer."""
+def _told() -> Iterator[None]:
+    """Tell what ONNX Runtime raises while a file is quantised or run from other errors."""
     try:
         yield
     except SecateurError:
         raise
     except Exception as error:  # the runtime's errors have no class of their own
         raise_if_out_of_memory(error)
-        raise DataError(_failed(str(error), units)) from error
+        raise _RuntimeFailure(error) from error
 
 
-def _failed(message: str, units: dict[str, list[str]]) -> str:
+def _failed(message: str, units: dict[str, list[str]], kept: Sequence[str] = ()) -> str:
     """What to say of an error of ONNX Runtime: the operator and the layer that it names, and what to do.
 
     >>> _failed("Non-zero status code. Name:'product_quant' Status Message: wrong", {"head": ["product"]})[:62]
     "int8: ONNX Runtime fails at the operator 'product' of 'head': "
     """
     first = next((line.strip() for line in message.splitlines() if line.strip()), "no reason given")
+    where, unit = _where(message, units)
+    said = f"int8: ONNX Runtime fails{where and ' ' + where}: {first[-300:]}; "
+    if unit and unit not in kept:
+        return f"{said}leave it in float: Int8Options(keep_float=[{unit!r}])"
+    if OTHERS in units and OTHERS not in kept:
+        return f"{said}leave all that is no layer in float: Int8Options(keep_float=[{OTHERS!r}])"
+    return f"{said}leave layers in float: Int8Options(keep_float=[{', '.join([*map(repr, kept), '...'])}])"
+
+
+def _where(message: str, units: dict[str, list[str]]) -> tuple[str, str]:
+    """Where an error of ONNX Runtime says that it fails, in words, and the layer of that operator; "" if unknown.
+
+    >>> _where("Name:'sum'", {"all other operators": ["sum"]}), _where("wrong", {})
+    (("at the operator 'sum' of 'all other operators'", 'all other operators'), ('', ''))
+    """
     named = re.search(r"[Nn]ame:\s*'?([^'\s]+)", message)
     word = named[1] if named else ""
     fits = [(node, unit) for unit, nodes in units.items() for node in nodes if node and word.startswith(node)]
     if not fits:
-        where = f" at the operator {word!r}" if word else ""
-        return f"int8: ONNX Runtime fails{where}: {first[-300:]}; leave layers in float: Int8Options(keep_float=[...])"
+        return (f"at the operator {word!r}" if word else ""), ""
     node, unit = max(fits, key=lambda each: len(each[0]))
-    return (
-        f"int8: ONNX Runtime fails at the operator {node!r} of {unit!r}: {first[-300:]}; leave it in float: "
-        f"Int8Options(keep_float=[{unit!r}])"
-    )
+    return f"at the operator {node!r} of {unit!r}", unit
 
 
 def _ranked(
@@ -421,7 +467,7 @@ def _ranked(
     layers = []
     for name, nodes in units.items():
         path = folder / "alone.onnx"
-        with _told(units):
+        with _told():
             quantise(path, only=nodes)
             found = judge.outputs(OnnxModel(path), _PROBES)
         layers.append(Int8Layer(name, judge.noise(found)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -23,6 +24,10 @@ _LITTLE = (
     0.2  # of the time's share: if the multiply-accumulates' share is smaller, the time does not follow them
 )
 _CONFIRMED = 3  # positions beyond `most`, if the result did not hold
+_FAR = (
+    5,
+    0.2,
+)  # a result this often `within` below the limit, and this share, is measured again, then refused
 
 
 @renamed(trials="repetitions")
@@ -34,9 +39,10 @@ class Latency(Remaining):
     its time in turns with the dense one's (`repetitions` each, on `threads`; half of that far from the limit). Earlier
     readings of the same widths count as well, and the result has been read three times. Zeros in place save no time,
     only units that are cut out do: granularity "channel" or "head". The result is within `within` below the limit as
-    measured, unless one unit more would exceed it or `most` models were read. `round_to` as for `Macs`. With
-    whole layers and channels together (granularity ["layer", "channel"]) the number of layers that changes the outputs
-    least is measured as well.
+    measured, unless one unit more would exceed it or `most` models were read. Where it is far below, the wider models
+    that were too slow are read again, as a busy machine misleads; what is far below still, although it need not be, is
+    an error. `round_to` as for `Macs`. With whole layers and channels together (granularity ["layer", "channel"]) the
+    number of layers that changes the outputs least is measured as well.
 
     >>> Latency(keep=0.5).within, Latency(ms=2.0).keep
     (0.02, None)
@@ -97,27 +103,51 @@ class Latency(Remaining):
             if best is None:
                 raise self._unmet(times, start, limit)
             if not rough:
+                self._check_near(times, best, costs.dense("macs"))
                 self._warn_of_little_left(times, start, costs.dense("macs"), best)
             return path.at(best)
 
         return at_best_depth(self, selection, search)
 
+    def _check_near(self, times: LatencySearch, best: int, dense: float) -> None:
+        """Raise where the result is far faster than asked, and hardly anything is left or a wider one may do."""
+        if not times.far(best) or (times.settled(best) and not times.little(best)):
+            return
+        over = times.before(best)
+        raise BudgetNotMetError(
+            f"{self}: {times.limit:.4g} {self._unit} was asked, and of {len(times.seen)} shrunk models only one of "
+            f"{times.seen[best]:.4g} was found below it, with {times.size(best) / max(dense, 1.0):.2%} of the "
+            f"multiply-accumulates; the next wider one ({times.size(over) / max(dense, 1.0):.2%}) was read at "
+            f"{times.time(over):.4g}. Readings vary on a busy machine: prune again where nothing else runs, with "
+            f"repetitions={2 * self.repetitions}, or ask for multiply-accumulates: "
+            "sc.budget.Macs(keep=...)"
+        )
+
     def _warn_of_little_left(self, times: LatencySearch, start: float, dense: float, best: int) -> None:
-        """Say that a limit on time is met only by removing nearly everything: most of the time is not for it."""
+        """Say that a limit on time is met only by removing nearly everything, and why, where the readings show it."""
         left, took = times.size(best) / max(dense, 1.0), times.seen[best] / start
-        if left < _LITTLE * took:
-            warn(
-                f"{self} is met with {left:.2%} of the multiply-accumulates, in {took:.0%} of the time: narrower "
-                "layers hardly save time here, as a pass this short is mostly calls and memory traffic. Ask for a "
-                "larger keep, give an example of a larger batch, or remove whole layers (granularity 'layer'); "
+        if not times.little(best):
+            return
+        why = (
+            "readings vary on a busy machine. Check the accuracy, and prune again where nothing else runs, with "
+            f"repetitions={2 * self.repetitions}, or ask for multiply-accumulates: sc.budget.Macs(keep=...)"
+        )
+        if times.saw_little(best):
+            why = (
+                "narrower layers hardly save time here, as a pass this short is mostly calls and memory traffic. Ask "
+                "for a larger keep, give an example of a larger batch, or remove whole layers (granularity 'layer'); "
                 "secateur.metrics.why shows where the time goes"
             )
+        warn(f"{self} is met with {left:.2%} of the multiply-accumulates, in {took:.0%} of the time: {why}")
+
+    @property
+    def _unit(self) -> str:
+        return "ms" if self.ms is not None else "of the dense time"
 
     def _unmet(self, times: LatencySearch, start: float, limit: float) -> BudgetNotMetError:
-        unit = "ms" if self.ms is not None else "of the dense time"
         return BudgetNotMetError(
-            f"{self}: the fastest of {len(times.seen)} shrunk models takes {times.least:.4g} {unit} (with nothing "
-            f"narrower: {start:.4g}) and {limit:.4g} was asked; let more layers be pruned, or ask for "
+            f"{self}: the fastest of {len(times.seen)} shrunk models takes {times.least:.4g} {self._unit} (with "
+            f"nothing narrower: {start:.4g}) and {limit:.4g} was asked; let more layers be pruned, or ask for "
             f"{times.least * 1.02:.3g}. secateur.metrics.why shows where the time goes"
         )
 
@@ -129,6 +159,8 @@ class LatencySearch:
     Times fall along the path but readings do not quite; they are made to by averaging neighbours in the wrong order.
     Each next reading is where the line through the nearest two says that the limit should be met (time follows `size`,
     the multiply-accumulates), and a position is accepted once two more readings, together with the first, confirm it.
+    A reading that was too high keeps the search away from all that is wider. So where the result is far below the
+    limit, or leaves little, wider positions are read again, and then some between, `most` at most.
 
     >>> times = {k: 1.0 - 0.009 * k + 0.01 * (k % 3) for k in range(101)}
     >>> search = LatencySearch(100, lambda k, again: times[k], lambda k: 100.0 - k, limit=0.5, within=0.04, most=10)
@@ -161,13 +193,69 @@ class LatencySearch:
                 self._look(position)  # once more, with all repetitions
                 looks += 1
             if self._good(position) and position != self.last:  # its end removes all: fewer may do as well
-                return position
-        return self._best()
+                break
+        return self._doubted(self._best())
 
     @property
     def least(self) -> float:
         """The shortest time found."""
         return min(self.seen.values())
+
+    def time(self, position: int) -> float:
+        """The time read at a position, or at the start."""
+        return self.seen.get(position, self._start)
+
+    def before(self, position: int) -> int:
+        """The nearest wider position that was read."""
+        return max((k for k in self.seen if k < position), default=0)
+
+    def far(self, position: int) -> bool:
+        """Whether a position is much faster than asked."""
+        times, least = _FAR
+        return self.seen[position] < self.limit * (1.0 - min(0.9, max(times * self.within, least)))
+
+    def little(self, position: int, times: float = 1.0) -> bool:
+        """Whether a position leaves far less of the multiply-accumulates than of the time; `times`: less far."""
+        left = self._sized(position) / (self._sizes[0] or 1.0)
+        return left < times * _LITTLE * self.time(position) / self._start
+
+    def settled(self, position: int) -> bool:
+        """Whether a position is the widest below the limit: the one before it was read twice, and is too slow."""
+        over = self.before(position)
+        narrower = self._sized_below(over + 1, position, math.nextafter(self._sized(over), -math.inf))
+        apart = self._sized(over) - self._sized(position)
+        return self._sure(over) and (
+            self._sized(narrower) == self._sized(position) or apart <= self.within * self._sized(over)
+        )
+
+    def saw_little(self, position: int) -> bool:
+        """Whether narrower layers were seen to hardly save time: with little left the limit was exceeded, twice."""
+        over = self.before(position)
+        return over > 0 and self._sure(over) and self.little(over, 2.0)
+
+    def _sure(self, position: int) -> bool:
+        return position in self._firm or position not in self.seen  # the start was read with all repetitions
+
+    def _doubted(self, best: int | None) -> int | None:
+        """The best position once readings that may have misled are repeated, and others made between."""
+        for _ in range(self.most if self.again else 0):
+            if best is None or not (self.far(best) or self.little(best)):
+                break
+            sure = max((k for k in self._firm if k < best), default=0)
+            doubtful = sorted(k for k in self.seen if sure < k < best)
+            if doubtful:
+                position = doubtful[
+                    len(doubtful) // 2
+                ]  # if it is fast enough, none of the narrower ones counts
+            elif not self.far(best) or self.settled(best):
+                break
+            else:
+                middle = (self._sized(sure) + self._sized(best)) / 2
+                position = self._sized_below(sure + 1, best - 1, middle)
+            while position not in self._firm:
+                self._look(position)
+            best = self._best()
+        return best
 
     def _good(self, position: int) -> bool:
         return self.limit * (1.0 - self.within) <= self.seen[position] <= self.limit
@@ -180,7 +268,7 @@ class LatencySearch:
             self._firm.add(position)
 
     def _best(self) -> int | None:
-        """The slowest position that holds the limit by two readings; a position read only once is read again first."""
+        """The widest position that holds the limit by two readings; a position read only once is read again first."""
         while True:
             under = [k for k, time in self.seen.items() if time <= self.limit]
             if not under:
@@ -188,7 +276,7 @@ class LatencySearch:
                     return None
                 self._look(self.last)
                 continue
-            best = max(under, key=lambda k: (self.seen[k], -k))
+            best = min(under)
             if best in self._firm or not self.again:
                 return best
             self._look(best)
@@ -213,6 +301,10 @@ class LatencySearch:
         wanted = low[1] + (high[1] - low[1]) * (aim - low[0]) / ((high[0] - low[0]) or 1.0)
         if len(self.seen) % 4 == 3 and under is not None:
             wanted = (high[1] + low[1]) / 2  # bisect at intervals, in case the line misleads
+        return self._sized_below(first, last, wanted)
+
+    def _sized_below(self, first: int, last: int, wanted: float) -> int:
+        """The first position of a range whose size is at most the wanted one; its last, if there is none."""
         while first < last:
             middle = (first + last) // 2
             first, last = (first, middle) if self._sized(middle) <= wanted else (middle + 1, last)

@@ -140,19 +140,14 @@ def compress(
     """
     model, asked = plain_model(model), options or CompressOptions()
     _check(goal, lost, evaluate, data, retrain)
-    _check_plan(model, asked.plan)
-    if asked.tune is not None and data is None:
-        raise OptionError("tune: gradient steps without labels need inputs; give data= (--calibrate)")
-    if lost is None:
-        lost = 0.01 if asked.keep is None else math.inf
+    _check_options(model, asked, data)
+    lost = lost if lost is not None else 0.01 if asked.keep is None else math.inf
     ways = _allocations(goal, asked, retrain is not None)
     with shown(asked.progress, 2 + _most(goal, asked, ways)) as steps:
         judged = _Judged(model, example, evaluate, goal, asked)
         with steps.step("dense") as step:
             limit = judged.limit(lost)
-            step.line = f"{limit.accuracy:.4f} by evaluate" + (
-                f", so at least {limit.limit:.4f}" if lost < math.inf else ""
-            )
+            step.line = _limit_text(limit, lost)
         say = asked.on_message or (lambda line: None)
         say(f"dense: {step.line}")
         aim = _aim(limit, asked.keep, model, goal)
@@ -162,6 +157,12 @@ def compress(
         assert attempts.state is not None
         with steps.step("measured", "measuring both models"):
             return _measured(judged, limit, done, best, attempts.state)
+
+
+def _limit_text(limit: Limit, lost: float) -> str:
+    """What the dense model has, and what is asked of every attempt."""
+    asked = f", so at least {limit.limit:.4f}" if lost < math.inf else ""
+    return f"{limit.accuracy:.4f} by evaluate{asked}"
 
 
 def _allocations(goal: str, options: CompressOptions, trains: bool) -> list[str]:
@@ -216,8 +217,11 @@ def _check(
         )
 
 
-def _check_plan(model: nn.Module, plan: ShrinkPlan | None) -> None:
-    """Refuse a plan that does not lead to this model."""
+def _check_options(model: nn.Module, options: CompressOptions, data: Iterable[object] | None) -> None:
+    """Refuse steps without inputs, and a plan that does not lead to this model."""
+    if options.tune is not None and data is None:
+        raise OptionError("tune: gradient steps without labels need inputs; give data= (--calibrate)")
+    plan = options.plan
     if plan is None:
         return
     tensors = tensors_of(model)

@@ -16,32 +16,28 @@ KEPT = [
     b.PerLayer({"*": 0.9}),
     b.ErdosRenyi(0.9),
     b.LeastChange(0.9),
-    b.Macs(keep=0.3),
-    b.Params(keep=0.3),
-    b.Size(keep=0.7),
-    b.Latency(keep=0.3),
+    b.Macs(keep=0.01),
+    b.Params(keep=0.01),
+    b.Size(keep=0.2),
+    b.Latency(keep=0.01),
 ]
 TAKEN = [
-    b.Overall(0.9),
-    b.Isomorphic(0.9),
-    b.Percentile(0.9, scope="network"),
-    b.StdDev(3.0),
+    b.Overall(0.6),
+    b.Isomorphic(0.6),
+    b.Percentile(0.6, scope="network"),
+    b.StdDev(30.0),
 ]
 
 
 @pytest.fixture
 def small():
-    """Two channels of large weights, then two of tiny ones, which any global comparison takes first."""
+    """64 channels of tiny weights, which any comparison of all takes first, then 64 of large ones."""
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Linear(6, 2, bias=False),
-        nn.ReLU(),
-        nn.Linear(2, 2, bias=False),
-        nn.ReLU(),
-        nn.Linear(2, 3, bias=False),
-    )
+    ends = (nn.Linear(6, 64, bias=False), nn.ReLU(), nn.Linear(64, 64, bias=False), nn.ReLU())
+    model = nn.Sequential(*ends, nn.Linear(64, 3, bias=False))
     with torch.no_grad():
         model[0].weight.mul_(1e-3)
+        model[2].weight.mul_(1e-3)
     return model, torch.randn(2, 6)
 
 

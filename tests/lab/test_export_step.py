@@ -7,6 +7,7 @@ import importlib.util
 import pytest
 import torch
 
+from secateur.adapters.export import export
 from secateur.errors import OptionError
 from secateur.lab.engine import final_state, run
 from secateur.lab.recipe import Recipe
@@ -92,3 +93,17 @@ def test_what_cannot_work_is_refused_before_any_work(tmp_path, options, text):
     with pytest.raises(OptionError, match=text):
         ran(tmp_path, {"kind": "export", **options})
     assert not list((tmp_path / "runs").glob("outcomes/*"))
+
+
+@pytest.mark.parametrize("given", [None, 0.5])
+def test_the_tolerance_is_that_of_the_verb_unless_the_recipe_gives_one(tmp_path, monkeypatch, given):
+    seen = []
+
+    def exported(*args, **options):
+        seen.append(options["tolerance"])
+        return export(*args, **options)
+
+    monkeypatch.setattr("secateur.lab.steps.export.export", exported)
+    step = {"kind": "export", "file": "m.pt2", **({} if given is None else {"tolerance": given})}
+    ran(tmp_path, step)
+    assert seen == [given]

@@ -55,6 +55,7 @@ from secateur.core.masks import Masks
 from secateur.core.nested import tensors_in
 from secateur.core.out_of_memory import raise_if_out_of_memory
 from secateur.core.renamed import renamed
+from secateur.core.rounding import FLOAT32, rounding_allowed
 from secateur.errors import DataError, OptionError, ProofError, SecateurError
 from secateur.execution.calling import call, moved
 from secateur.execution.example import Example
@@ -65,8 +66,6 @@ from secateur.execution.verb import verb
 __all__ = ["Exported", "export"]
 
 _FORMATS = {".onnx": "onnx", ".pt2": "torch.export", ".xml": "openvino", ".pte": "executorch"}
-_TOLERANCE = 1e-4  # of the largest output, for float32
-_HALF, _STEPS = (torch.float16, torch.bfloat16), 8  # in half precision: this many steps
 _HARDLY = 0.9  # of the bytes in floats; an INT8 file of more is called hardly smaller
 
 
@@ -414,10 +413,11 @@ def _allowed(model: nn.Module, wanted: _Wanted, error: float) -> float:
     """The tolerance: what was given, else by the precision of parameters and outputs where float32's is not enough."""
     if wanted.tolerance is not None:
         return wanted.tolerance
-    if error <= _TOLERANCE:
-        return _TOLERANCE
-    kinds = {each.dtype for each in (*model.parameters(), *tensors_in(call(model, wanted.example)))}
-    return max(_TOLERANCE, *(_STEPS * torch.finfo(kind).eps if kind in _HALF else 0.0 for kind in kinds), 0.0)
+    if error <= FLOAT32:
+        return FLOAT32
+    return rounding_allowed(
+        each.dtype for each in (*model.parameters(), *tensors_in(call(model, wanted.example)))
+    )
 
 
 def _nearer(model: nn.Module, wanted: _Wanted) -> str:

@@ -23,11 +23,12 @@ from secateur.adapters._fresh import flat
 from secateur.adapters.hf_layers import built, following_widths, per_layer, with_fewer_layers
 from secateur.adapters.served import difference
 from secateur.core.out_of_memory import is_out_of_memory, raise_if_out_of_memory
+from secateur.core.rounding import rounding_allowed
 from secateur.errors import OptionError
 from secateur.execution.undisturbed import undisturbed
 from secateur.structure.hf.rotary import rebuilt
 
-__all__ = ["Answer", "described", "outputs_of", "tolerance", "wraps_forward"]
+__all__ = ["Answer", "described", "outputs_of", "wraps_forward"]
 
 
 @dataclass(frozen=True)
@@ -145,19 +146,20 @@ def _computed(base: nn.Module, model: nn.Module, config: Any, answer: Answer) ->
     """The outputs of what the configuration builds, with the model's tensors; None where it computes something else.
 
     Rotary frequencies that were kept are said as factors, which gives the same up to rounding: the outputs must agree
-    within `tolerance`, and in float64 within `_ROUNDING` where the memory is enough for that.
+    within what rounding may be (`rounding_allowed`),
+    and in float64 within `_ROUNDING` where the memory is enough for that.
     """
     try:
         _fill_(base, model, config)
         found = Answer(answer.example, outputs_of(base, answer.example, answer.tokens), answer.tokens)
         if not difference(answer.outputs, found.outputs):
             return answer
-        if _states_frequencies(config) and answer.error(found) <= tolerance(model):
+        allowed = rounding_allowed(each.dtype for each in model.parameters())
+        if _states_frequencies(config) and answer.error(found) <= allowed:
             apart = _apart_in_float64(base, model, answer.example)
             return found if apart is None or apart < _ROUNDING else None
-    except (
-        Exception
-    ) as error:  # the class fails in its own way where its configuration does not describe the model
+    except Exception as error:
+        # the class fails in its own way where its configuration does not describe the model
         raise_if_out_of_memory(error)
     return None
 
@@ -165,12 +167,6 @@ def _computed(base: nn.Module, model: nn.Module, config: Any, answer: Answer) ->
 _ROUNDING = 1e-5  # norms and rotary angles are computed in float32 also in a model in float64
 _LARGE = 2 << 30
 """Bytes of weights from which no copy in float64 is made; it would take up to four times as many."""
-
-
-def tolerance(model: nn.Module) -> float:
-    """How far outputs may be apart, of the largest, where two models differ in rounding alone."""
-    steps = (torch.finfo(each.dtype).eps for each in model.parameters() if each.is_floating_point())
-    return max(1e-4, 8 * max(steps, default=0.0))
 
 
 def _apart_in_float64(base: nn.Module, model: nn.Module, example: Mapping[str, torch.Tensor]) -> float | None:

@@ -310,9 +310,8 @@ def _rounded(model: nn.Module) -> str:
                 there = again.get(name)
                 if there is None or here is None or here.dtype == there.dtype:
                     continue
-                if not torch.equal(
-                    there.to(here), here
-                ):  # another configuration than the one it was built from
+                if not torch.equal(there.to(here), here):
+                    # another configuration than the one it was built from
                     continue
                 kind, dtype = type(module).__name__, str(here.dtype)
                 return (

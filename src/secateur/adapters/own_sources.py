@@ -28,9 +28,8 @@ from typing import NamedTuple
 __all__ = ["OwnSource", "own_sources"]
 
 _INSTALLED = frozenset({"site-packages", "dist-packages"})
-_LIBRARIES = frozenset(
-    {"secateur", "torch"}
-)  # wherever they lie: a working copy is no code of the user's either
+_LIBRARIES = frozenset({"secateur", "torch"})
+"""Wherever they lie: a working copy is no code of the user's either."""
 
 _TICK = 3_000_000_000  # nanoseconds; no file system's clock is coarser
 

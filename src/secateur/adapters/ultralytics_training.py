@@ -113,13 +113,11 @@ def check_yolo_data(data: str | os.PathLike[str]) -> None:
             raise ValueError(
                 f"a name that ends in .yaml or .yml and at most {_MOST_YAML:,} bytes are expected"
             )
-        text = path.read_text(
-            encoding="utf-8"
-        )  # ultralytics drops bytes that are no UTF-8, and reads what is left
+        # ultralytics drops bytes that are no UTF-8, and reads what is left
+        text = path.read_text(encoding="utf-8")
         found = yaml.safe_load(text)
-        if found != yaml.load(
-            text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        ):  # which ultralytics takes
+        if found != yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+            # which ultralytics takes
             raise ValueError("its parsers do not agree on what it says")
         if not isinstance(found, dict):
             raise ValueError(f"expected keys such as path, train, val and names, got {type(found).__name__}")

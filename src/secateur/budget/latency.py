@@ -19,15 +19,14 @@ from secateur.errors import BudgetNotMetError, OptionError
 
 __all__ = ["Latency"]
 
-_AGAIN = 2  # times that a position is read again before it is accepted
-_LITTLE = (
-    0.2  # of the time's share: if the multiply-accumulates' share is smaller, the time does not follow them
-)
-_CONFIRMED = 3  # positions beyond `most`, if the result did not hold
-_FAR = (
-    5,
-    0.2,
-)  # a result this often `within` below the limit, and this share, is measured again, then refused
+_AGAIN = 2
+"""How often a position is read again before it is accepted."""
+_LITTLE = 0.2
+"""Of the time's share: where the multiply-accumulates' share is smaller, time does not follow them."""
+_CONFIRMED = 3
+"""How many positions are read beyond `most`, if the result did not hold."""
+_FAR = (5, 0.2)
+"""A result below the limit by this many times `within`, and by this share, is measured again, then refused."""
 
 
 @renamed(trials="repetitions")
@@ -244,9 +243,8 @@ class LatencySearch:
             sure = max((k for k in self._firm if k < best), default=0)
             doubtful = sorted(k for k in self.seen if sure < k < best)
             if doubtful:
-                position = doubtful[
-                    len(doubtful) // 2
-                ]  # if it is fast enough, none of the narrower ones counts
+                # if it is fast enough, none of the narrower ones counts
+                position = doubtful[len(doubtful) // 2]
             elif not self.far(best) or self.settled(best):
                 break
             else:
@@ -290,12 +288,10 @@ class LatencySearch:
         if first > last:
             return None
         if under is None and len(self.seen) >= 2:
-            return (
-                self.last
-            )  # time does not fall to zero with the multiply-accumulates: its least value has to be read
-        low = (
-            (points[under], self._sized(under)) if under is not None else (0.0, 0.0)
-        )  # an empty model: time 0
+            # time does not fall to zero with the multiply-accumulates: its least value has to be read
+            return self.last
+        # an empty model takes no time
+        low = (points[under], self._sized(under)) if under is not None else (0.0, 0.0)
         high = (points[over], self._sized(over))
         aim = self.limit * (1.0 - self.within / 2)
         wanted = low[1] + (high[1] - low[1]) * (aim - low[0]) / ((high[0] - low[0]) or 1.0)

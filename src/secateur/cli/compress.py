@@ -155,7 +155,7 @@ def compress(
         check_ending(out, "compress writes a .sct file", ".sct")
     flags.check(out, is_folder(out))
     calibration.check()
-    net = model.build()
+    net, earlier = model.build_cut()
     check_out(out, net)
     example, (judge, test) = model.example(net), flags.judges(net)
     found = search(
@@ -175,6 +175,7 @@ def compress(
             bits=tuple(flags.bits or (3, 4)),
             tune=calibration.calibrate_passes or None,
             test=test,
+            plan=earlier,
             progress=not output.quiet,
             seed=model.seed or 0,
         ),

@@ -48,12 +48,12 @@ def factorise(
         raise OptionError(f"--of: expected macs or params, got {of!r}")
     if calibration.calibrate_passes:
         raise OptionError("factorise: --calibrate-passes is for shrink and pack; leave it out")
-    net = model.build()
+    net, earlier = model.build_cut()
     example = model.example(net)
     data = calibration.inputs(net, model.folder()) if calibration.wanted else None
     budget = Macs(keep) if of == "macs" else Params(keep)
     found = factorised(net, budget, example, data=data, spatial=spatial)
-    saved = save(found.model, out, plan=found.plan)
+    saved = save(found.model, out, plan=found.plan if earlier is None else earlier.then(found.plan))
     before, after = (take(one, example, what=["params", "macs", "size"]) for one in (net, found.model))
     if output.json:
         print_json(

@@ -132,10 +132,10 @@ def _pack_on_images(
         raise OptionError(
             "pack --calibrate shares weights by a model's outputs: give --model NAME and --bits, without --lossless"
         )
-    net = model.build()
+    net, plan = model.build_cut()
     options = ShareOptions(tune=calibration.calibrate_passes or None)
     shared = share(net, flags.bits, data=calibration.inputs(net, model.folder()), options=options)
-    size, before = save(shared.model, target).size, source.stat().st_size
+    size, before = save(shared.model, target, plan=plan).size, source.stat().st_size
     if output.json:
         print_json({"file": str(target), "file_bytes": size, "source_bytes": before, "ratio": before / size})
         return

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from secateur.structure.cut.plan import ShrinkPlan
+
 __all__ = ["InputFlags", "ModelFlags", "ModelName", "ModelOptions", "Weights"]
 
 ModelName = Annotated[
@@ -92,10 +94,15 @@ class ModelFlags:
 
     def build(self) -> nn.Module:
         """The model with its weights, in evaluation mode."""
+        return self.build_cut()[0]
+
+    def build_cut(self) -> tuple[nn.Module, ShrinkPlan | None]:
+        """The model, and the plan with which it was cut before, where its weights come with one (a .sct file)."""
         import torch
 
         from secateur import models
-        from secateur.lab.weights import load_weights
+        from secateur.container.loading import plan_in
+        from secateur.lab.weights import find_weights, load_weights
 
         if self.weights is not None and self.model.startswith("ultralytics/") and self.model.endswith(".pt"):
             raise OptionError(
@@ -106,9 +113,12 @@ class ModelFlags:
         folder = self.folder()
         # By its whole path, which is no architecture's name.
         model = models.build(self.model if folder is None else f"hf/{folder.resolve()}", **self._options())
+        earlier = None
         if self.weights is not None:
+            if self.weights.suffix == ".sct":
+                earlier = plan_in(find_weights(self.weights), model)
             load_weights(model, self.weights)
-        return model.eval()
+        return model.eval(), earlier
 
 
 @dataclass(frozen=True)

@@ -270,7 +270,7 @@ def shrink(
     from secateur.structure.shrink import shrink as cut_channels
 
     calibration.check()
-    net = model.build()
+    net, earlier = model.build_cut()
     check_out(out, net)
     example = model.example(net)
     judge = None if evaluate is None else evaluator(evaluate, None)
@@ -282,6 +282,8 @@ def shrink(
         tune = calibration.calibrate_passes or None
         masked = compensate(net, masks, calibration.inputs(net, model.folder()), tune=tune).model
     small = cut_channels(masked, masks, example, **cut.how())
+    if earlier is not None:
+        small = replace(small, plan=earlier.then(small.plan))
     size, note = write_small(small, out, example, model.folder())
     counts = ["params", "macs", "size"] + ([] if judge is None else ["accuracy"])
     before, after = (take(one, example, judge, what=counts) for one in (net, small.model))

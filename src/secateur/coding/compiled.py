@@ -234,9 +234,8 @@ class _Coder:
 
     def __init__(self, data: bytes | memoryview | None = None):
         self.decodes = data is not None
-        self.state = np.array(
-            [0, 2**64 - 1, 0, 0], dtype=np.uint64
-        )  # low end, range, point, place in the words
+        # low end, range, point, place in the words
+        self.state = np.array([0, 2**64 - 1, 0, 0], dtype=np.uint64)
         if data is None:
             self.words = np.zeros(1 << 12, dtype=np.uint32)
             return
@@ -250,9 +249,8 @@ class _Coder:
         """Make room for this number of coded bits: 11.5 bits each at most."""
         if not self.decodes and int(self.state[3]) + bits // 2 + 4 > len(self.words):
             longer = np.empty(len(self.words) + max(len(self.words), bits // 2 + 4), dtype=np.uint32)
-            longer[: int(self.state[3])] = self.words[
-                : int(self.state[3])
-            ]  # the system clears only pages in use
+            # the system clears only pages in use
+            longer[: int(self.state[3])] = self.words[: int(self.state[3])]
             self.words = longer
 
     def finish(self) -> bytes:

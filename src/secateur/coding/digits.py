@@ -137,9 +137,8 @@ def _codings(words: np.ndarray, floating: bool) -> list[_Codings]:
     pair: _Codings = (_RAW,) if words.dtype.itemsize == 1 else (_RAW, _RAW)
     bytes_of = _split(sample, floating, [pair] * max(1, words.dtype.itemsize // 2))
     found = [tuple(_coding(plane, len(words)) for plane in planes) for planes in bytes_of]
-    if any(
-        _FRAMED in codings for codings in found
-    ):  # one byte all along is a few bytes of a frame, and read at once
+    if any(_FRAMED in codings for codings in found):
+        # one byte all along is a few bytes of a frame, and read at once
         found = [
             tuple(
                 _FRAMED if coding == _CODED and not np.ptp(plane) else coding

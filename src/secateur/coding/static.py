@@ -94,9 +94,8 @@ def encode(symbols: np.ndarray, size: int) -> bytes:
             counts = np.where(counts > 0, np.maximum(counts * finest // total, 1), 0)
     used = np.flatnonzero(counts)
     if len(used) == 1:
-        return (
-            varint.write(int(used[0])) + b"\0\1"
-        )  # the last byte is never zero, because zeros at the end may be filling
+        # the last byte is never zero, because zeros at the end may be filling
+        return varint.write(int(used[0])) + b"\0\1"
     first, last = int(used[0]), int(used[-1])
     table = varint.write_all(counts[first : last + 1].tolist())
     encoder = Encoder()

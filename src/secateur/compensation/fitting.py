@@ -389,9 +389,8 @@ class _Layer:
                 and other.name == self.name
                 and other.inputs.shape == call.inputs.shape
             )
-            if (
-                not paired
-            ):  # routed elsewhere: the dense layer's outputs for other tokens are no targets for these
+            if not paired:
+                # routed elsewhere: the dense layer's outputs for other tokens are no targets for these
                 self.unlike = self.changed = True
                 outputs = self.student[index].run()
             else:

@@ -186,9 +186,8 @@ class SumFinder:
         key = self._places.next(call)
         if function is torch.Tensor.__setitem__:
             self._outputs.pop(id(args[0]), None)
-        given = (
-            tensors_in([args, kwargs]) if tensors_in(result) else []
-        )  # a shape, for example, reads no number
+        # a shape, for example, reads no number
+        given = tensors_in([args, kwargs]) if tensors_in(result) else []
         output, whole = None, False
         if isinstance(result, torch.Tensor):
             output = self._followed(call, function, args, kwargs, result)

@@ -260,9 +260,8 @@ def _steps_in(raw: bytes) -> tuple[np.float32, np.ndarray] | None:
     gaps = np.diff(wide)
     largest = float(sizes.max())
     cut = max(1, round(largest / float(gaps.min()))) if gaps.min() > 0 else 1
-    with np.errstate(
-        over="ignore"
-    ):  # two values of opposite signs may be further apart than a float32 can say
+    with np.errstate(over="ignore"):
+        # two values of opposite signs may be further apart than a float32 can say
         guesses = np.array([np.median(np.diff(values)), sizes.min(), largest / cut]).astype(np.float32)
     for step in guesses:
         if not 0 < step < np.inf or largest / float(step) > _FARTHEST:

@@ -368,7 +368,8 @@ def has_torch_layers(model: nn.Module) -> bool:
 _FUSED = (
     nn.TransformerEncoderLayer,
     nn.MultiheadAttention,
-)  # read the weights of the layers inside themselves
+)
+"""Read the weights of the layers inside themselves."""
 
 
 def with_torch_layers(model: nn.Module, weights: Mapping[str, Int8Weight]) -> nn.Module:

@@ -37,7 +37,7 @@ from secateur.execution.verb import verb
 if TYPE_CHECKING:
     from secateur.structure.cut.plan import ShrinkPlan
 
-__all__ = ["entries_of", "load", "load_int8"]
+__all__ = ["entries_of", "load", "load_int8", "plan_in"]
 
 State = Mapping[str, torch.Tensor]
 
@@ -119,6 +119,21 @@ def load_int8(path: str | os.PathLike[str], into: nn.Module, max_bytes: int | No
         )
     _fill(made, plan, state, integers)
     return int8_weights.with_torch_layers(made, integers).eval()
+
+
+def plan_in(path: str | os.PathLike[str], into: nn.Module) -> ShrinkPlan | None:
+    """The plan of the model that a file holds; None where the model was not cut.
+
+    Args:
+        path: The .sct file.
+        into: A freshly built model; it is not changed.
+
+    Raises:
+        FormatError: The file is not a valid .sct file.
+        PlanError: Its plan does not fit the model.
+    """
+    with opened(path) as file:
+        return _target(Archive(file), unwrapped(into))[0]
 
 
 def _read_into(

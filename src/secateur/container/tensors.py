@@ -165,9 +165,8 @@ def pieces_of(
         # A coder needs about a byte a level to learn the levels' frequencies.
         learning = len(few[0]) + 8
         guess = static.entropy(few[1]) * entry.numel / 8 + len(codebook(few[0], entry)) + learning
-        if (
-            guess < entry.nbytes / 2
-        ):  # packing is unlikely to be smaller, and trying it would take a pass over everything
+        if guess < entry.nbytes / 2:
+            # packing is unlikely to be smaller, and trying it would take a pass over everything
             return indexed(entry, *few, coder, memory)
     small = coder == "strong"
     packed = floats.pieces_of(flat, entry.floating, small, room)

@@ -10,7 +10,8 @@ the others), `context` (data, loss and seed of a call),
 
 Helpers that every room uses: `nested` (tensors in nested values), `parameters` (by name), `wrapped_layers` (names from
 before LoRA wrapped them), `pareto`, `optimizers`,
-`fetching` (many numbers from a device at once), `model_kinds` (wrappers are taken off, other kinds refused), `cut_mark`
+`fetching` (many numbers from a device at once), `rounding` (how far it may move outputs),
+`model_kinds` (wrappers are taken off, other kinds refused), `cut_mark`
 (models that were cut), `interrupts`, `out_of_memory`, `user_warnings`, `missing_files` (what errors say), `new_folders`
 (what may be written), `renamed` (arguments by their old names), `torch_calls` (types of intercepted calls),
 `html_table` and `plotting` (values in notebooks).

@@ -210,9 +210,8 @@ class InterruptsDeferred:
             return  # the handlers stay deferring ones, which only changes when they are called
         while self._before:
             number, handler = self._before.popitem()
-            if (
-                getattr(signal.getsignal(number), "handler", None) is handler
-            ):  # nobody has set another one since
+            if getattr(signal.getsignal(number), "handler", None) is handler:
+                # nobody has set another one since
                 signal.signal(number, handler)
         hook, self._hook = self._hook, None
         now = getattr(sys.unraisablehook, "hook", None)

@@ -80,9 +80,8 @@ def _kind(module: nn.Module) -> tuple[str, int, int | None, int] | None:
         return "linear", 0, 1, 1
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return "embedding", 0, 1, 1
-    if type(module).__name__ == "Conv1D" and hasattr(
-        module, "nf"
-    ):  # transformers' GPT-2 layer: weight is (in, out)
+    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+        # transformers' GPT-2 layer: weight is (in, out)
         return "linear", 1, 0, 1
     stated = stated_layer(module)
     return None if stated is None else (stated.kind, stated.out_axis, stated.in_axis, stated.groups)

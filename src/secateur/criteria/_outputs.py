@@ -76,9 +76,8 @@ def spread(values: Mapping[str, torch.Tensor], targets: Mapping[str, Target]) ->
     for layer, line in values.items():
         target = targets[layer]
         shape = [target.shape[axis] if axis == target.out_axis else 1 for axis in range(len(target.shape))]
-        if (
-            target.kind == "conv_transpose" and target.groups > 1
-        ):  # its out axis counts the outputs of one group
+        if target.kind == "conv_transpose" and target.groups > 1:
+            # its out axis counts the outputs of one group
             line = line.reshape(target.groups, -1).repeat_interleave(target.shape[0] // target.groups, 0)
             shape = [target.shape[0], target.shape[1], *[1] * (len(target.shape) - 2)]
         scores[target.name] = line.reshape(shape).expand(target.shape)

@@ -172,9 +172,8 @@ class Ranged(TorchFunctionMode):
                 return math.ldexp(float(value), -common)
             return value
 
-        if name.endswith("_") and not name.endswith(
-            "__"
-        ):  # in place: the first operand must stay the same object
+        if name.endswith("_") and not name.endswith("__"):
+            # in place: the first operand must stay the same object
             target, power = args[0], exponent_of(args[0]) - common
             while power:
                 part = max(-100, min(100, power))

@@ -107,9 +107,8 @@ class _Statistics:
 
     def _hook(self, layer: str) -> Any:
         target, function = self.layers[layer], _FUNCTIONS[self.rule.function]
-        channels = (
-            -1 if target.kind == "linear" else 1 - len(target.shape)
-        )  # after it, a convolution's positions
+        # after it, a convolution's positions
+        channels = -1 if target.kind == "linear" else 1 - len(target.shape)
 
         def hook(module: nn.Module, args: Any, output: torch.Tensor) -> None:
             active = function(output).movedim(channels, 0).flatten(1)

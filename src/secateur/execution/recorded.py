@@ -38,9 +38,8 @@ class FirstCall:
         self.model = model
         self.example: Example = None
         self._waiting: list[Work] = []
-        called: Any = torch.compiler.disable(
-            self._called
-        )  # a compiled model's hooks run while it is compiled
+        # a compiled model's hooks run while it is compiled
+        called: Any = torch.compiler.disable(self._called)
         self._hook: Any = model.register_forward_pre_hook(called, with_kwargs=True)
 
     def then(self, work: Work) -> None:

@@ -106,9 +106,8 @@ def _foremost(locks: Sequence[Lock]) -> str:
             else lock.reason
         )
         meets = "cannot be cut" in lock.reason
-        edge = lock.operator == "output" or (
-            meets and lock.operator in LAYERS
-        )  # an input has no channels to remove
+        # an input has no channels to remove
+        edge = lock.operator == "output" or (meets and lock.operator in LAYERS)
         by_kind.setdefault(2 if edge else int(meets), text)
     return by_kind[min(by_kind)] if by_kind else "no layer of the targets takes its channels from another"
 

@@ -55,7 +55,8 @@ _WARM_SECONDS = 5.0
 _OWN, _OWN_SEVERAL = (
     0.9,
     0.75,
-)  # of the processor that a process can have, what it must have in a reading; by threads
+)
+"""Of the processor that a process can have, what it must have in a reading; by threads."""
 _BUSY = 0.25  # share of interrupted readings from which the processor's own time is told, and compared
 _EXACT = sys.platform != "win32"  # there the processor's time advances in steps longer than a reading
 _SHARED = "the processor was busy with other work"

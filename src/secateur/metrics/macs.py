@@ -300,9 +300,8 @@ def _storage(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-@torch.inference_mode(
-    False
-)  # what it makes must have a version counter, which tensors of inference mode lack
+# what it makes must have a version counter, which tensors of inference mode lack
+@torch.inference_mode(False)
 def _masked_parameters(model: nn.Module, masks: Masks) -> dict[str, torch.Tensor]:
     """Masked copies of the parameters, to call the model with; the parameters themselves are not changed."""
     parameters = dict(model.named_parameters(remove_duplicate=False))

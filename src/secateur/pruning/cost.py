@@ -68,9 +68,8 @@ class _Times:
 
     ms: list[float] = field(default_factory=list)
     by_clock: list[float] = field(default_factory=list)
-    by_processor: list[float] = field(
-        default_factory=list
-    )  # of its own times, where other work interrupted both
+    # of its own times, where other work interrupted both
+    by_processor: list[float] = field(default_factory=list)
 
     @property
     def share(self) -> float:

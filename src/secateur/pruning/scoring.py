@@ -147,9 +147,8 @@ class _Source:
         for unit in range(units.count):
             mine = [self.tensors[m.name].reshape(1, -1) for m in members if m.unit == unit]
             rows.append(torch.cat([row.to(mine[0].device) for row in mine], dim=1))
-        if (
-            self.criterion.among
-        ):  # units share no position, so each is one norm on an axis that no other unit has
+        if self.criterion.among:
+            # units share no position, so each is one norm on an axis that no other unit has
             sizes = [torch.linalg.vector_norm(row.float()).to(rows[0].device) for row in rows]
             found = self._reduced(torch.diag(torch.stack(sizes)), units)
         else:

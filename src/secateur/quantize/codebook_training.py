@@ -50,9 +50,8 @@ class _Lookup(torch.autograd.Function):
         gradient = gradients[0]
         if kept is not None:
             gradient = torch.where(kept, gradient, torch.zeros_like(gradient))
-        latent = (
-            gradient if ctx.needs_input_grad[1] else None
-        )  # a latent weight at zero may become non-zero again
+        # a latent weight at zero may become non-zero again
+        latent = gradient if ctx.needs_input_grad[1] else None
         summed = None
         if ctx.needs_input_grad[0]:
             if there is not None and there is not kept:

@@ -504,9 +504,8 @@ class _Judged:
         """What `evaluate` gives, parameters, multiply-accumulates and bytes."""
         net = copy.deepcopy(state.model)  # `evaluate` may do anything to it
         found = measure(net, self.example, self.evaluate, what=["accuracy", "params", "macs"])
-        dropped = (
-            () if self.goal == "small" else ("nonzeros", "macs_nonzero")
-        )  # nothing is zero in a narrower model
+        # nothing is zero in a narrower model
+        dropped = () if self.goal == "small" else ("nonzeros", "macs_nonzero")
         found = Measurements(row for row in found if row.name not in dropped)
         size = Measurement("file_bytes", state.size(), "bytes", "bytes of the .sct file on disk")
         return Measurements([*found, size])

@@ -269,9 +269,8 @@ def _own(plugins: Registry, word: str, options: dict[str, Any]) -> Any:
     if plugins.kind not in OWN:
         return plugins.get(word)  # its error names the words that there are
     what = f"{plugins.kind} {word!r}"
-    if not named_in(
-        word
-    ):  # what a recipe may not name without leave is what may be imported here, and no more
+    if not named_in(word):
+        # what a recipe may not name without leave is what may be imported here, and no more
         raise OptionError(
             f"{what}: expected a name, or module:Class of your own, in letters, digits, dots and _"
         )

@@ -165,8 +165,7 @@ def _chart(head: Sequence[str], table: Sequence[Sequence[Value]]) -> alt.LayerCh
         .add_params(chosen)
     )
     text = alt.Chart(alt.Data(values=labels)).encode(x=across, y=up, text="text:N")
-    halo = text.mark_text(
-        align="left", dx=6, fontWeight=600, style="halo"
-    )  # the page's colour, over the lines
+    # the page's colour, over the lines
+    halo = text.mark_text(align="left", dx=6, fontWeight=600, style="halo")
     letters = text.mark_text(align="left", dx=6, fontWeight=600)
     return alt.layer(drawn, halo, letters).properties(width="container", height=320)

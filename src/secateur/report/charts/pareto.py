@@ -246,7 +246,8 @@ _PLOT, _HIGH, _TEXT, _LETTER = (
     280,
     16,
     6.5,
-)  # pixels that a plot is at least wide and high, and that a text is
+)
+"""Pixels that a plot is at least wide and high, and that a text is."""
 
 
 def _label_groups(

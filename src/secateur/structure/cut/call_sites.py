@@ -213,9 +213,8 @@ def edited(base: type, edits: Sequence[tuple[Site, Edit]]) -> dict[str, Function
     methods: dict[str, FunctionType] = {}
     try:
         made = _edited(base, forward, list(edits), methods)
-    except (
-        Exception
-    ):  # a user's source may raise anything when it is defined again; the caller has another way
+    except Exception:
+        # a user's source may raise anything when it is defined again; the caller has another way
         return None
     if made is None:
         return None
@@ -385,9 +384,8 @@ _CLOSURE = "_secateur_closure"
 def _defined(function: FunctionType, edited: _EditedCode, new: Mapping[str, object]) -> FunctionType:
     """The edited function: the same name, defaults, annotations and closure, and globals with a few more."""
     scope = {**function.__globals__, **new, HELPER: resized}
-    scope.pop(
-        "__name__", None
-    )  # by it torch.compile would take the globals for those of the module of that name
+    # by it torch.compile would take the globals for those of the module of that name
+    scope.pop("__name__", None)
     exec(edited.code, scope)
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
     made = scope[_CLOSURE](*cells) if edited.origin.co_freevars else scope[edited.name]

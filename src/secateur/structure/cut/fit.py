@@ -60,7 +60,8 @@ _NORMS = frozenset(
         "mean",
         "_fused_rms_norm",
     }
-)  # torch decomposes a root-mean-square norm into a mean
+)
+"""Torch decomposes a root-mean-square norm into a mean."""
 _UNCOMPARED = frozenset({"clone", "_to_copy", "detach", "alias", "empty", "lift_fresh"})
 """Operators that occur or not depending on strides, and change no value."""
 _SCALING = ("mul", "div")

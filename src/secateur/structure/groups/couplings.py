@@ -408,9 +408,8 @@ def _lock_counted(labels: Labels, followers: Sequence[Follower]) -> None:
             labels.op, labels.operator, labels.path = each.op.index, each.op.name, each.op.path
             labels.lock(each.labels, each.reason)
     labels.op, labels.operator, labels.path = -1, "", ""
-    labels.locks.sort(
-        key=lambda lock: lock.op if lock.op >= 0 else math.inf
-    )  # the earliest is the one reported
+    # the earliest is the one reported
+    labels.locks.sort(key=lambda lock: lock.op if lock.op >= 0 else math.inf)
 
 
 def _streams(follower: Follower, roots: np.ndarray) -> np.ndarray:

@@ -158,9 +158,8 @@ def larger_recordings(model: nn.Module, example: Example, times: float) -> Itera
         example: An example it runs on.
         times: How many times as large.
     """
-    bare = map_tensors(
-        partial(torch.empty_like, device="meta"), example
-    )  # larger values would only be copied
+    # larger values would only be copied
+    bare = map_tensors(partial(torch.empty_like, device="meta"), example)
     trials = _Trials(model, bare, "meta")
     for number, larger in enumerate(larger_examples(bare, times)):
         found = trials.recorded(larger)
@@ -294,9 +293,8 @@ def _sizes(example: Example) -> list[tuple[dict[int, tuple[int, ...]], int]]:
     """Groups of axes of one size, batches left out: ({position of a tensor: its axes}, size)."""
     groups: dict[int, dict[int, tuple[int, ...]]] = {}
     for position, tensor in enumerate(tensors_in(example)):
-        first = (
-            2 if tensor.is_floating_point() and tensor.dim() >= 4 else 1
-        )  # axis 1 of images holds their channels
+        # axis 1 of images holds their channels
+        first = 2 if tensor.is_floating_point() and tensor.dim() >= 4 else 1
         for axis in range(first, tensor.dim()):
             if tensor.shape[axis] > 1:
                 axes = groups.setdefault(int(tensor.shape[axis]), {})
@@ -320,9 +318,8 @@ def _other_sizes(
     if not image:
         attempts = [[(half, half), (size // 2, size // 2), (size - 1, size - 1)], longer]
     else:
-        first = (
-            [(64, 96)] if size >= 128 else [(32, 64)] if half == more else []
-        )  # multiples of 32 that differ
+        # multiples of 32 that differ
+        first = [(64, 96)] if size >= 128 else [(32, 64)] if half == more else []
         attempts = [[*first, (half, more), (half, half), (size // 2, size // 2), *longer]]
         attempts += [longer] if size < _SMALL else []
     for pairs in attempts:

@@ -210,9 +210,8 @@ class _Recorder(TorchDispatchMode):
             return value
         if isinstance(value, torch.Tensor):
             known = self.ref(value, op)
-            if op >= 0 and known.shape != tuple(
-                value.shape
-            ):  # transposed or resized in place: one of its own
+            if op >= 0 and known.shape != tuple(value.shape):
+                # transposed or resized in place: one of its own
                 known = value._secateur_ref = self._new(value, op)  # type: ignore[attr-defined]
             return known
         if isinstance(value, (list, tuple)):

@@ -14,6 +14,7 @@ import contextlib
 import random
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from secateur.execution.undisturbed import kept_random_state
 from secateur.lab.display import Progress
 from secateur.lab.objects import ObjectWriter
 from secateur.lab.outcomes import Outcome
-from secateur.lab.planning import PlannedTrial, builder, data_of
+from secateur.lab.planning import PlannedTrial, builder, data_of, without_weights
 from secateur.lab.provenance import hardware, versions, visible
 from secateur.lab.state import State, keep, revive
 from secateur.lab.steps import Work
@@ -101,6 +102,7 @@ def compute(
         checkpoint=checkpoint,
         progress=progress,
         earlier=earlier,
+        without_weights=partial(without_weights, recipe),
     )
     state = before(position)
     started = time.perf_counter()

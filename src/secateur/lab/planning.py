@@ -18,6 +18,8 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -34,6 +36,9 @@ from secateur.lab.recipe import ModelSpec, Recipe
 from secateur.lab.requirements import Requirement, check_limits
 from secateur.lab.steps import Step
 from secateur.lab.store import Store
+
+if TYPE_CHECKING:
+    from secateur.structure.cut.plan import ShrinkPlan
 
 _LARGE = 4096  # numbers up to this cannot make a model larger than memory
 
@@ -156,9 +161,7 @@ def builder(recipe: Recipe, spec: ModelSpec | None = None) -> Callable[[], nn.Mo
     spec = spec or recipe.model
 
     def build() -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.lab.seed)
-            model = _network(spec.name, spec.options)
+        model = _seeded(recipe, spec)
         if spec.weights is not None:
             from secateur.lab.weights import load_weights
 
@@ -166,6 +169,28 @@ def builder(recipe: Recipe, spec: ModelSpec | None = None) -> Callable[[], nn.Mo
         return model
 
     return build
+
+
+def without_weights(recipe: Recipe) -> tuple[nn.Module, ShrinkPlan | None]:
+    """The recipe's network before its weights come, and the plan of the cut model that their file holds, if it does.
+
+    Args:
+        recipe: The recipe.
+    """
+    model, weights = _seeded(recipe, recipe.model), recipe.model.weights
+    if weights is None or Path(weights).suffix != ".sct":
+        return model, None
+    from secateur.container.loading import plan_in
+    from secateur.lab.weights import find_weights
+
+    return model, plan_in(find_weights(weights), model)
+
+
+def _seeded(recipe: Recipe, spec: ModelSpec) -> nn.Module:
+    """A freshly built network: the same seed gives the same bytes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.lab.seed)
+        return _network(spec.name, spec.options)
 
 
 def _network(name: str, options: Table) -> nn.Module:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from secateur.data import Data
     from secateur.lab.display.progress import Progress
     from secateur.lab.state import State
+    from secateur.structure.cut.plan import ShrinkPlan
 
 __all__ = ["Options", "Plugin", "Plugins", "Result", "Step", "Work", "leaving_one", "make", "registry"]
 
@@ -91,6 +92,8 @@ class Work:
         checkpoint: The file in which a step may keep what it has done so far, or None.
         progress: The display.
         earlier: The state after an earlier step, by its label; `teacher` is the recipe's `[teacher]`.
+        without_weights: The model as it is before the recipe's weights come, and the plan that their file cuts it by;
+            None where the step is run by itself.
     """
 
     data: Data
@@ -100,6 +103,7 @@ class Work:
     checkpoint: Path | None
     progress: Progress
     earlier: Callable[[str], State]
+    without_weights: Callable[[], tuple[nn.Module, ShrinkPlan | None]] | None = None
 
 
 @dataclass

@@ -24,6 +24,7 @@ from secateur.core.measurement import Measurement, Measurements
 from secateur.errors import OptionError, ProofError
 from secateur.lab.state import State
 from secateur.lab.steps import Result, Step, Work
+from secateur.structure.cut.plan import ShrinkPlan
 
 __all__ = ["PackStep"]
 
@@ -66,6 +67,7 @@ class PackStep(Step):
     def run(self, state: State, work: Work) -> Result:
         """Save, load, compare."""
         before = {name: value.clone() for name, value in state.model.state_dict().items()}
+        fresh, earlier = (work.build(), None) if work.without_weights is None else work.without_weights()
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / self.file
             saved = save(
@@ -73,11 +75,11 @@ class PackStep(Step):
                 path,
                 state.codebooks,
                 masks=state.masks,
-                plan=state.plan,
+                plan=_all_cuts(earlier, state.plan),
                 names=self.names,
                 options=self._save_options(),
             )
-            model = load(path, into=work.build())
+            model = load(path, into=fresh)
             data = path.read_bytes()
         lossless = all(
             option is None for option in (self.batch_norm, self.biases, self.codebook_bits, self.precision)
@@ -97,6 +99,13 @@ class PackStep(Step):
         original = sum(t.numel() * t.element_size() for t in work.build().state_dict().values())
         measured = _rows(len(data), saved.dense, original, len(changed))
         return Result(after, measured, {}, f"{len(data):,} bytes; {same}")
+
+
+def _all_cuts(earlier: ShrinkPlan | None, plan: str | None) -> ShrinkPlan | str | None:
+    """The plan of the cuts that the recipe's weights came with, and of those that its steps made."""
+    if earlier is None or plan is None:
+        return plan if earlier is None else earlier
+    return earlier.then(ShrinkPlan.from_json(plan))
 
 
 def _rows(size: int, tensors: int, original: int, changed: int) -> Measurements:

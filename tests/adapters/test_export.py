@@ -194,3 +194,13 @@ def test_two_of_four_is_plain_about_the_cpu():
     assert _is_two_of_four(layer.weight)
     assert not _is_two_of_four(nn.Linear(64, 64).weight)
     assert "no kernels for it" in two_of_four(layer, torch.zeros(1, 64))
+
+
+@needs_onnx
+def test_a_model_in_bfloat16_that_the_runtime_refuses_is_sent_to_float32(tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.GELU()).eval().bfloat16()
+    with pytest.raises(
+        DataError, match=r"does not load the file .* Export in float32, model\.float\(\), or to \.pt2"
+    ):
+        sc.export(model, tmp_path / "m.onnx", torch.randn(1, 3, 8, 8, dtype=torch.bfloat16))
+    assert not list(tmp_path.iterdir())

@@ -449,6 +449,39 @@ def test_a_result_far_below_the_limit_with_nothing_left_is_an_error(monkeypatch)
         sc.prune(model, "l2", "channel", sc.budget.Latency(keep=0.5, repetitions=3), example=example)
 
 
+def test_the_only_possible_cut_is_taken_however_far_below_the_limit(monkeypatch):
+    """Of two residual blocks the large one leaves or none: there is no wider model but the dense one."""
+    from secateur.core.measurement import Measurement
+
+    class Block(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(8, width, 3, padding=1), nn.Conv2d(width, 8, 3, padding=1)
+
+        def forward(self, x):
+            return x + self.b(self.a(x).relu())
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), Block(256), Block(2), nn.Conv2d(8, 3, 1)).eval()
+    with torch.no_grad():
+        model[1].a.weight.mul_(1e-6)
+        model[1].b.weight.mul_(1e-6)
+    example = torch.randn(1, 3, 8, 8)
+    dense = macs(model, example)[0]
+
+    def compare(a, b, given, **options):
+        share = 0.3 if macs(b, example)[0] < dense else 1.0
+        rows = [Measurement("latency", 10.0), Measurement("latency", 10.0 * share)]
+        return sc.Measurements([*rows, Measurement("speedup", 1.0 / share)])
+
+    monkeypatch.setattr("secateur.pruning.cost.compare", compare)
+    monkeypatch.setattr("secateur.pruning.cost._TIMES", {})
+    with pytest.warns(UserWarning, match=r"in 30% of the time: no cut removes less. Give finer units"):
+        masks = sc.prune(model, "l2", "layer", sc.budget.Latency(keep=0.5), example=example)
+    assert not masks["1.a.weight"].any()
+    assert "2.a.weight" not in masks or masks["2.a.weight"].all()
+
+
 def test_little_left_is_explained_only_by_what_was_seen():
     """Half of the multiply-accumulates take 0.6 of the time, and the next choice, a twentieth, 0.49."""
     hunt = hunt_of(lambda k: 0.6 if k < 2 else 0.49, lambda k: 0.6 if k < 2 else 0.49, last=2)

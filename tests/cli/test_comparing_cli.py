@@ -78,11 +78,20 @@ def test_search_runs_a_recipe_with_code_that_is_allowed(secateur, recipe):
     assert [(one["trial"], one["trial_number"]) for one in tried] == [(0, 1)]
 
 
-def test_a_search_without_a_result_is_an_error(secateur, recipe):
+def test_a_search_without_a_result_is_an_error(secateur, recipe, tmp_path):
     pytest.importorskip("optuna", reason="OPTUNA IS NOT INSTALLED: the search is not tested here")
     words = ("search", recipe, "--allow-code", "--maximize", "sparsity", "--trials", "2", "-q", "--json")
-    code, out, err = secateur(*words, "--over", "prune.budget=0.1,0.3", "--floor", "accuracy=2")
+    kept = tmp_path / "se" / "trial-1" / "model.sct"  # of an earlier search, which had a result
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"kept")
+    front = tmp_path / "se" / "front.json"
+    front.write_text('[{"trial_number": 1}]')
+    code, out, err = secateur(
+        *words, "--over", "prune.budget=0.1,0.3", "--floor", "accuracy=2", "--out", str(tmp_path / "se")
+    )
     assert code == 3
+    assert kept.read_bytes() == b"kept"
+    assert front.read_text() == '[{"trial_number": 1}]'
     assert json.loads(out)["front"] == []
     assert "none of 2 trials has values, so there is no front; trial 1: stopped: accuracy " in err
     assert " is below 2; lower --floor" in err

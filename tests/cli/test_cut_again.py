@@ -61,6 +61,6 @@ def test_compress_goes_on_from_the_plan(secateur, tmp_path, cut):
 
 def test_low_ranks_come_before_a_cut(secateur, tmp_path, cut):
     code, _, err = secateur("factorise", NAME, "cut.sct", "--keep", "0.5", "--out", "low.sct")
-    assert code == 1
-    assert "of a model that the first has changed; factorise first, then prune and shrink" in err
+    assert code == 2
+    assert "cut.sct holds a cut one; factorise first, then prune and shrink" in err
     assert not (tmp_path / "low.sct").exists()

@@ -361,8 +361,8 @@ def _write_float(
         if isinstance(error, SecateurError):
             raise
         raise DataError(
-            f"{wanted.target}: the runtime does not load the file ({first_line(error)}); it was not kept. Rewrite the "
-            "operator that it names, or export to .pt2"
+            f"{wanted.target}: the runtime does not load the file ({first_line(error)}); it was not kept. "
+            f"{_loadable(model, wanted)}"
         ) from error
     return _checked(model, peer, wanted, free)
 
@@ -420,10 +420,22 @@ def _allowed(model: nn.Module, wanted: _Wanted, error: float) -> float:
     )
 
 
+def _all_float32(model: nn.Module, wanted: _Wanted) -> bool:
+    """Whether all floats are of 32 bits: the model's and those that it is called with."""
+    held = [*model.parameters(), *model.buffers(), *tensors_in(wanted.example)]
+    return all(each.dtype == torch.float32 for each in held if each.is_floating_point())
+
+
+def _loadable(model: nn.Module, wanted: _Wanted) -> str:
+    """What to do about a file that its runtime does not load."""
+    if not _all_float32(model, wanted):
+        return "Export in float32, model.float(), or to .pt2: the runtime lacks operators for other floats"
+    return "Rewrite the operator that it names, or export to .pt2"
+
+
 def _nearer(model: nn.Module, wanted: _Wanted) -> str:
     """What to do about a file whose outputs are too far away."""
-    held = [*model.parameters(), *model.buffers(), *tensors_in(wanted.example)]
-    if any(each.is_floating_point() and each.dtype != torch.float32 for each in held):
+    if not _all_float32(model, wanted):
         return "Allow more with tolerance=, or export in float32"
     advice = "Allow more with tolerance=. More than about 0.001 is no rounding"
     if wanted.kind == "torch.export":

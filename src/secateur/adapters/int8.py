@@ -319,9 +319,15 @@ def _names_classes(outputs: torch.Tensor) -> bool:
 
 
 def _kept_float(units: dict[str, list[str]], patterns: str | Sequence[str]) -> list[str]:
-    """The layers that the patterns name."""
+    """The layers that the patterns name; where only layers are in INT8, as in dynamic, nothing else needs keeping.
+
+    >>> _kept_float({"fc": ["/fc/Gemm"]}, ["f*", "all other operators"])
+    ['fc']
+    """
     kept: list[str] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        if pattern == OTHERS and OTHERS not in units:
+            continue
         hits = [name for name in units if name == pattern or fnmatch.fnmatchcase(name, pattern)]
         if not hits:
             raise UnknownNameError(f"keep_float: no layer {pattern!r}: {near(pattern, list(units))}")

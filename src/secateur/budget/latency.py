@@ -36,12 +36,12 @@ class Latency(Remaining):
 
     `ms` is the limit, or `keep` the share of the dense model's time. Every attempt really shrinks the model and reads
     its time in turns with the dense one's (`repetitions` each, on `threads`; half of that far from the limit). Earlier
-    readings of the same widths count as well, and the result has been read three times. Zeros in place save no time,
+    readings of the same widths count as well, and the result has been read at least twice. Zeros in place save no time,
     only units that are cut out do: granularity "channel" or "head". The result is within `within` below the limit as
     measured, unless one unit more would exceed it or `most` models were read. Where it is far below, the wider models
-    that were too slow are read again, as a busy machine misleads; what is far below still, although it need not be, is
-    an error. `round_to` as for `Macs`. With whole layers and channels together (granularity ["layer", "channel"]) the
-    number of layers that changes the outputs least is measured as well.
+    that were too slow are read again, as a busy machine misleads; what is far below still, although a wider
+    model may do, is an error. `round_to` as for `Macs`. With whole layers and channels together (granularity
+    ["layer", "channel"]) the number of layers that changes the outputs least is measured as well.
 
     >>> Latency(keep=0.5).within, Latency(ms=2.0).keep
     (0.02, None)
@@ -110,7 +110,8 @@ class Latency(Remaining):
 
     def _check_near(self, times: LatencySearch, best: int, dense: float) -> None:
         """Raise where the result is far faster than asked, and hardly anything is left or a wider one may do."""
-        if not times.far(best) or (times.settled(best) and not times.little(best)):
+        alone = times.before(best) == 0  # the next wider model is the dense one
+        if not times.far(best) or (times.settled(best) and (alone or not times.little(best))):
             return
         over = times.before(best)
         raise BudgetNotMetError(
@@ -131,7 +132,11 @@ class Latency(Remaining):
             "readings vary on a busy machine. Check the accuracy, and prune again where nothing else runs, with "
             f"repetitions={2 * self.repetitions}, or ask for multiply-accumulates: sc.budget.Macs(keep=...)"
         )
-        if times.saw_little(best):
+        if times.before(best) == 0 and times.settled(best):
+            why = (
+                "no cut removes less. Give finer units (granularity 'channel'), or let more layers be pruned"
+            )
+        elif times.saw_little(best):
             why = (
                 "narrower layers hardly save time here, as a pass this short is mostly calls and memory traffic. Ask "
                 "for a larger keep, give an example of a larger batch, or remove whole layers (granularity 'layer'); "
@@ -144,10 +149,16 @@ class Latency(Remaining):
         return "ms" if self.ms is not None else "of the dense time"
 
     def _unmet(self, times: LatencySearch, start: float, limit: float) -> BudgetNotMetError:
+        more = times.least * 1.02
+        could = (
+            f", or ask for {more:.3g}"
+            if self.ms is not None or more < 1.0
+            else ": narrower layers save nothing"
+        )
         return BudgetNotMetError(
             f"{self}: the fastest of {len(times.seen)} shrunk models takes {times.least:.4g} {self._unit} (with "
-            f"nothing narrower: {start:.4g}) and {limit:.4g} was asked; let more layers be pruned, or ask for "
-            f"{times.least * 1.02:.3g}. secateur.metrics.why shows where the time goes"
+            f"nothing narrower: {start:.4g}) and {limit:.4g} was asked; let more layers be pruned{could}. "
+            "secateur.metrics.why shows where the time goes"
         )
 
 

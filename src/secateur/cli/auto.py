@@ -107,10 +107,12 @@ def auto(
 
 def _plain(found: AutoResult) -> dict[str, object]:
     """The result as plain data."""
+    from secateur.lab import tables
+
     attempts = [
         {"keep": t.keep, "accuracy": t.accuracy, "holds": t.holds, "why": t.why} for t in found.attempts
     ]
-    final = [item.to_dict() for item in found.final]
+    final = tables.numbered(found.final)
     return {"dense": found.dense, "limit": found.limit, "attempts": attempts, "final": final}
 
 

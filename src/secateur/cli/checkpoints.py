@@ -17,7 +17,7 @@ import typer
 
 from secateur.cli.flags import with_flags
 from secateur.cli.options import ProgressFlags
-from secateur.cli.output import print_json, progress_bar
+from secateur.cli.output import print_json, progress_bar, written
 from secateur.core.terminal import printable, say
 from secateur.errors import OptionError
 
@@ -168,8 +168,7 @@ def print_written(done: RewrittenCheckpoint, output: ProgressFlags, summary: str
     if output.json:
         print_json(
             {
-                "file": str(done.path),
-                "file_bytes": done.size,
+                **written(done.path, done.size),
                 "source_bytes": done.source,
                 "left_out": list(done.left_out),
                 "tensors": list(done.rows),

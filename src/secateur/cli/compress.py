@@ -19,7 +19,7 @@ from secateur.cli.calibrating import CalibrationFlags
 from secateur.cli.flags import with_flags
 from secateur.cli.given import InputFlags
 from secateur.cli.options import Evaluate, ProgressFlags, own_criterion
-from secateur.cli.output import print_json
+from secateur.cli.output import print_json, written
 from secateur.core.terminal import say
 from secateur.errors import OptionError
 
@@ -186,7 +186,7 @@ def compress(
         else save(found, out).size
     )
     if output.json:
-        print_json({**_plain(found), "file": str(out), "file_bytes": size})
+        print_json({**_plain(found), **written(out, size)})
         return
     say(found)
     say(f"{out}: {size:,} bytes")

@@ -49,6 +49,11 @@ def factorise(
     if calibration.calibrate_passes:
         raise OptionError("factorise: --calibrate-passes is for shrink and pack; leave it out")
     net, earlier = model.build_cut()
+    if earlier is not None and not earlier.factors:
+        raise OptionError(
+            f"factorise: expected a model that was not cut, and {model.weights} holds a cut one; factorise first, then "
+            "prune and shrink"
+        )
     example = model.example(net)
     data = calibration.inputs(net, model.folder()) if calibration.wanted else None
     budget = Macs(keep) if of == "macs" else Params(keep)

@@ -13,7 +13,7 @@ from secateur.cli.checkpoints import Memory, bytes_of
 from secateur.cli.flags import with_flags
 from secateur.cli.given import ModelFlags, ModelOptions
 from secateur.cli.options import ProgressFlags
-from secateur.cli.output import print_json, progress_bar
+from secateur.cli.output import print_json, progress_bar, written
 from secateur.core.missing_files import missing
 from secateur.core.terminal import printable, say
 from secateur.errors import DataError, OptionError
@@ -167,7 +167,7 @@ def unpack(
     with progress_bar(output.quiet) as on_progress:
         done = write(_existing(source), target, progress=on_progress, workers=workers, max_bytes=max_bytes)
     if output.json:
-        print_json({"file": str(done.path), "file_bytes": done.size, "source_bytes": done.source})
+        print_json({**written(done.path, done.size), "source_bytes": done.source})
         return
     say(f"{done.path}: {done.size:,} bytes, {done.tensors} tensors")
 

@@ -11,11 +11,12 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from secateur.core.json_text import finite
 from secateur.core.terminal import printable, say, shows_bars, unmarked
 
-__all__ = ["print_json", "progress_bar", "show_table"]
+__all__ = ["print_json", "progress_bar", "show_table", "written"]
 
 OnProgress = Callable[[int, int, str], None]
 
@@ -29,6 +30,18 @@ def print_json(value: Mapping[str, object]) -> None:
     """
     text = json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False)
     say("".join(each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text))
+
+
+def written(path: Path, size: int) -> dict[str, object]:
+    """A file or a folder that was written, by its words, for `print_json`.
+
+    >>> written(Path("small.sct"), 12)
+    {'file': 'small.sct', 'file_bytes': 12}
+    >>> list(written(Path.cwd(), 12))
+    ['folder', 'folder_bytes']
+    """
+    kind = "folder" if path.is_dir() else "file"
+    return {kind: str(path), f"{kind}_bytes": size}
 
 
 def show_table(

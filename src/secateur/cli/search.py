@@ -110,6 +110,7 @@ def search(
         print_json(_plain(found))
     else:
         _show(found, list(axes), [*(flags.maximize or []), *(flags.minimize or [])])
+    _raise_without_result(found)  # before anything of an earlier search is replaced
     if flags.out is not None:
         for number in write_front(found, read, opened, flags.out):
             say(
@@ -117,11 +118,10 @@ def search(
                 "on this machine; secateur run with its values computes it again",
                 error=True,
             )
-    _raise_without_result(found)
 
 
 def _raise_without_result(found: TrialSearchResult) -> None:
-    """A search none of whose trials has values has failed, whatever else it wrote."""
+    """A search none of whose trials has values has failed, and writes nothing."""
     if found.front or not found.tried:
         return
     ended = [one for one in found.tried if one.why != "interrupted"] or list(found.tried)

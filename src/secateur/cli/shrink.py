@@ -19,7 +19,7 @@ from secateur.cli.flags import with_flags
 from secateur.cli.given import InputFlags
 from secateur.cli.measure import AS_COUNTED
 from secateur.cli.options import Evaluate, OutputFlags, Trials, own_criterion, repetitions_of
-from secateur.cli.output import print_json, show_table
+from secateur.cli.output import print_json, show_table, written
 from secateur.core.terminal import say
 from secateur.errors import OptionError
 
@@ -321,8 +321,7 @@ def _print(before: Measurements, after: Measurements, times: Measurements, writt
 
 def _as_json(out: Path, size: int, proof: Proof, rows: Iterable[Measurement]) -> dict[str, object]:
     return {
-        "file": str(out),
-        "file_bytes": size,
+        **written(out, size),
         "proof": {name: getattr(proof, name) for name in ("error", "tolerance", "holds")},
         "measurements": [row.to_dict() for row in rows],
     }

@@ -121,13 +121,15 @@ def smallest(
 
 def _plain(found: SmallestResult) -> dict[str, object]:
     """The result as plain data."""
+    from secateur.lab import tables
+
     return {
         "dense": found.dense,
         "limit": found.limit,
         "attempts": [_attempt(one) for one in found.attempts],
         "front": [_attempt(one) for one in found.front],
         "best": _attempt(found.best),
-        "final": [item.to_dict() for item in found.final],
+        "final": tables.numbered(found.final),
     }
 
 

@@ -3,7 +3,7 @@
     python benchmarks/bench_methods.py --data CIFAR10 --weights resnet20-cifar10.safetensors
     pip install --no-deps torch-pruning==1.6.1    # the peer
 
-Four arms start from the same trained weights and end at the same share of multiply-accumulates; each trains on the same
+Five arms start from the same trained weights and end at the same share of multiply-accumulates; each trains on the same
 images, in the same order, with the same schedule and seed, by the same loop:
 
     ours          criterion l2 over coupled channels, every group the same share
@@ -41,7 +41,7 @@ from secateur.sparsify import Sparsifier, Sparsifying
 sys.path.insert(0, str(Path(__file__).parent))
 from _results import Figure, record
 
-ARMS = ("ours", "peer", "ours-sparse", "peer-sparse")
+ARMS = ("ours", "peer", "ours-compensated", "ours-sparse", "peer-sparse")
 
 
 def peer_pruner(model: nn.Module, x: torch.Tensor, ratio: float, strength: float) -> Any:
@@ -70,7 +70,11 @@ class Peer(Sparsifier):
     strength: float = 1e-4
 
     def start(self, model: nn.Module, *, example=None, masks=None, steps=None, seed=0) -> Sparsifying:
-        return _Regularised(model, peer_pruner(model, example[:1], 0.5, self.strength))
+        modes = [module.training for module in model.modules()]
+        pruner = peer_pruner(model, example[:1], 0.5, self.strength)
+        for module, training in zip(model.modules(), modes, strict=True):
+            module.training = training  # it leaves the model in evaluation, with the statistics of before
+        return _Regularised(model, pruner)
 
 
 class _Regularised(Sparsifying):
@@ -86,10 +90,15 @@ def macs(model: nn.Module, x: torch.Tensor) -> float:
     return float(sc.measure(model, x, what="macs")["macs"].value)
 
 
-def cut_by_ours(model: nn.Module, x: torch.Tensor, keep: float) -> nn.Module:
+def cut_by_ours(
+    model: nn.Module, x: torch.Tensor, keep: float, inputs: list[torch.Tensor] | None = None
+) -> nn.Module:
+    """Cut by l2 over coupled channels; with inputs, what stays makes up for what leaves."""
     groups = ("conv1", "layer2.0.conv2", "layer3.0.conv2")  # what is added along the shortcuts
     streams = sc.PruneOptions(at_most=dict.fromkeys(groups, 0.0))
     masks = sc.prune(model, "l2", "channel", sc.budget.Macs(keep=keep), example=x, options=streams)
+    if inputs is not None:
+        model = sc.compensate(model, masks, inputs).model
     return sc.shrink(model, masks, x).model
 
 
@@ -137,7 +146,11 @@ def outcome(
         )
         file.unlink(missing_ok=True)
     model.eval()
-    small = (cut_by_ours if arm.startswith("ours") else cut_by_peer)(model, x, options.keep)
+    if arm.startswith("ours"):
+        shown = images.train.leading(2000).batches(100) if arm.endswith("compensated") else None
+        small = cut_by_ours(model, x, options.keep, shown and [inputs for inputs, _ in shown])
+    else:
+        small = cut_by_peer(model, x, options.keep)
     before = evaluate(small, images.test, device=options.device)["accuracy"]
     again = TrainingOptions(
         epochs=options.epochs,
@@ -234,7 +247,7 @@ def table(found: dict[str, dict[int, dict[str, float]]], accuracy: float, cost: 
         print(f"{arm:<14}{mean['macs']:>12,.0f}{share:>8.3f}{mean['cut']:>9.2%}{mean['retrained']:>11.2%}")
         accuracies = f"of MACs {share:.3f}, cut {mean['cut']:.2%}, {len(by_seed)} seeds"
         record(Figure(f"{arm}: retrained", 100 * mean["retrained"], "%", None, "higher", 0.005, accuracies))
-    for ours, theirs in (("ours", "peer"), ("ours-sparse", "peer-sparse")):
+    for ours, theirs in (("ours", "peer"), ("ours-compensated", "peer"), ("ours-sparse", "peer-sparse")):
         if ours in found and theirs in found:
             pairs = [
                 (found[ours][seed]["retrained"], found[theirs][seed]["retrained"]) for seed in found[ours]

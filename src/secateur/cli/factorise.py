@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,11 @@ from secateur.cli.options import OutputFlags
 from secateur.cli.output import print_json, show_table
 from secateur.core.terminal import say
 from secateur.errors import OptionError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from secateur.structure.cut.plan import ShrinkPlan
 
 __all__ = ["VERBS"]
 
@@ -48,12 +53,7 @@ def factorise(
         raise OptionError(f"--of: expected macs or params, got {of!r}")
     if calibration.calibrate_passes:
         raise OptionError("factorise: --calibrate-passes is for shrink and pack; leave it out")
-    net, earlier = model.build_cut()
-    if earlier is not None and not earlier.factors:
-        raise OptionError(
-            f"factorise: expected a model that was not cut, and {model.weights} holds a cut one; factorise first, then "
-            "prune and shrink"
-        )
+    net, earlier = _not_cut(model)
     example = model.example(net)
     data = calibration.inputs(net, model.folder()) if calibration.wanted else None
     budget = Macs(keep) if of == "macs" else Params(keep)
@@ -88,6 +88,17 @@ def factorise(
     )
     if not model.trained():
         say("warning: no weights were given, so those of the file are random", error=True)
+
+
+def _not_cut(model: InputFlags) -> tuple[nn.Module, ShrinkPlan | None]:
+    """The model, and the plan of layers that were factorised before; a cut model is refused before any work."""
+    net, earlier = model.build_cut()
+    if earlier is not None and not earlier.factors:
+        raise OptionError(
+            f"factorise: expected a model that was not cut, and {model.weights} holds a cut one; factorise first, then "
+            "prune and shrink"
+        )
+    return net, earlier
 
 
 VERBS = (factorise,)

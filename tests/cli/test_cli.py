@@ -43,25 +43,46 @@ def secateur(secateur, tmp_path):
     return secateur
 
 
-def test_help_is_quick_and_needs_no_torch():
-    code = """
+_USED = """
 import resource, sys
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(used.ru_utime + used.ru_stime, "torch" in sys.modules, "pydantic" in sys.modules, file=sys.stderr)
+"""
+_HELP = """
+import sys
 sys.argv = ["secateur", "--help"]
-from secateur.cli import main
 try:
     main()
 except SystemExit as leaving:
     assert not leaving.code
-used = resource.getrusage(resource.RUSAGE_SELF)
-print(used.ru_utime + used.ru_stime, "torch" in sys.modules, "pydantic" in sys.modules, file=sys.stderr)
 """
-    quickest = float("inf")  # of three: the processor's time grows too where other work shares it
+_BARE = """
+import typer
+main = typer.Typer()
+@main.command()
+def verb(x: int = 1) -> None:
+    "A verb."
+"""
+
+
+def test_help_is_quick_and_needs_no_torch():
+    """It takes less than twice the time of an app of one verb: both in turns, as the machine may be busy."""
+    quickest = {"from secateur.cli import main": float("inf"), _BARE: float("inf")}
     for _ in range(3):
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        seconds, torch, pydantic = done.stderr.split()
-        assert (torch, pydantic) == ("False", "False")
-        quickest = min(quickest, float(seconds))
-    assert quickest < 0.3
+        for start in quickest:
+            code = start + _HELP + _USED
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+            seconds, torch, pydantic = done.stderr.split()
+            assert (torch, pydantic) == ("False", "False")
+            quickest[start] = min(quickest[start], float(seconds))
+    ours, bare = quickest.values()
+    assert ours < 2 * bare
+    done = subprocess.run(
+        [sys.executable, "-c", "from secateur.cli import main" + _HELP],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     for verb in (
         "demo",
         "run",
